@@ -1,0 +1,93 @@
+"""Records of the control topic: what every worker must hear, whichever partitions it owns. Pure.
+
+One partition, so one order. Three kinds: a heartbeat proves progress and carries a snapshot, an epoch record says that
+a new history begins, a raise makes older entries of a scope unreadable. All are facts: applying one twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cdc.errors import BadRecord
+from cdc.events import Position, PrimarySnapshot, Stamp, parse_pg_snapshot
+
+CONTROL_VERSION = 1
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_field="kind"):
+    """A transactional message that the source side committed, published once Kafka had everything before it.
+
+    `snapshot` is PostgreSQL's text form, taken inside the heartbeat's own transaction; `stamp` is that transaction.
+    `time_ms` is the database's clock. `barriers` maps each captured topic to the end offset of every partition
+    (index = partition) at the moment of publishing; it is also the list of topics and partitions that exist.
+    """
+
+    v: int = CONTROL_VERSION
+    source: str
+    history: str
+    number: int
+    position: str
+    stamp: int
+    snapshot: str
+    time_ms: int
+    barriers: dict[str, list[int]]
+
+    @property
+    def at(self) -> Position:
+        """Where the heartbeat's transaction stands in the log."""
+        return Position.parse(self.position)
+
+    @property
+    def seen(self) -> PrimarySnapshot:
+        """What the heartbeat's transaction could see."""
+        return parse_pg_snapshot(self.history, self.snapshot)
+
+    @property
+    def own_stamp(self) -> Stamp:
+        """The heartbeat's own transaction."""
+        return Stamp(self.stamp)
+
+
+class EpochStarted(msgspec.Struct, frozen=True, kw_only=True, tag="epoch", tag_field="kind"):
+    """A new history begins: changes between the old one and this may have been lost, so every region is closed."""
+
+    v: int = CONTROL_VERSION
+    source: str
+    history: str
+    epoch: int
+    reason: str
+
+
+class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="kind"):
+    """An order that no captured record caused: close `view` (or the whole region when None)."""
+
+    v: int = CONTROL_VERSION
+    source: str
+    position: str
+    region: str | None
+    view: str | None
+    reason: str
+
+
+ControlRecord = Heartbeat | EpochStarted | Raise
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[ControlRecord] = msgspec.json.Decoder(ControlRecord)
+
+
+def encode_control(record: ControlRecord) -> bytes:
+    """The record as JSON."""
+    return _encoder.encode(record)
+
+
+def decode_control(value: bytes) -> ControlRecord:
+    """The record behind `value`. Raises BadRecord when it is not one that this version understands."""
+    try:
+        record = _decoder.decode(value)
+        if record.v != CONTROL_VERSION:
+            raise BadRecord(f"control record of version {record.v}; this release reads version {CONTROL_VERSION}: upgrade")
+        if isinstance(record, Heartbeat):
+            record.at, record.seen  # noqa: B018 - both parse, and both must
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BadRecord(f"control record cannot be read: {error}") from error
+    return record
