@@ -1,7 +1,7 @@
 """Records of the control topic: what every worker must hear, whichever partitions it owns. Pure.
 
-One partition, so one order. Three kinds: a heartbeat proves progress and carries a snapshot, an epoch record says that
-a new history begins, a raise makes older entries of a scope unreadable. All are facts: applying one twice changes nothing.
+One partition, so one order. Three kinds: a heartbeat proves progress and carries a snapshot, an epoch record says
+that a new history begins, a raise closes a scope. All are facts: applying one twice changes nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def decode_control(value: bytes) -> ControlRecord:
     try:
         record = _decoder.decode(value)
         if record.v != CONTROL_VERSION:
-            raise BadRecord(f"control record of version {record.v}; this release reads version {CONTROL_VERSION}: upgrade")
+            raise BadRecord(
+                f"control record of version {record.v}; this release reads version {CONTROL_VERSION}: upgrade"
+            )
         if isinstance(record, Heartbeat):
             record.at, record.seen  # noqa: B018 - both parse, and both must
     except (msgspec.MsgspecError, ValueError) as error:

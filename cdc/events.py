@@ -10,7 +10,7 @@ Three notions of order are kept apart by type, because mixing them is how caches
 from __future__ import annotations
 
 from bisect import bisect_left
-from enum import Enum
+from enum import StrEnum
 from typing import Any, NewType, TypeAlias
 
 import msgspec
@@ -31,7 +31,8 @@ POSITION_WIDTH = 32
 STAMP_WIDTH = 16
 OFFSET_WIDTH = 16
 
-class Op(str, Enum):
+
+class Op(StrEnum):
     """What happened to a row; the values are Debezium's letters."""
 
     CREATE = "c"

@@ -1,0 +1,1 @@
+"""The processes: capture, invalidate, and the commands around them."""

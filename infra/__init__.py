@@ -1,0 +1,1 @@
+"""Everything around the product: local stack, demo, test harness."""

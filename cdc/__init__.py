@@ -1,0 +1,20 @@
+"""What a change is, and where it comes from. The public names; imports nothing else of ours."""
+
+from cdc.errors import BadRecord, ConfigError, FatalError, GapError, StaleproofError, TransientError
+from cdc.events import ChangeEvent, Op, Position, PrimarySnapshot, Snapshot, Stamp, StandbySnapshot
+
+__all__ = [
+    "BadRecord",
+    "ChangeEvent",
+    "ConfigError",
+    "FatalError",
+    "GapError",
+    "Op",
+    "Position",
+    "PrimarySnapshot",
+    "Snapshot",
+    "StaleproofError",
+    "Stamp",
+    "StandbySnapshot",
+    "TransientError",
+]

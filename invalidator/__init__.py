@@ -1,0 +1,1 @@
+"""What must die, and the guard that makes it safe."""

@@ -1,0 +1,94 @@
+"""What Redis stores under a cache key: a header that proves what the value shows, and the payload. Pure.
+
+Written as docs/protocol.md §2.4 says. The guard puts four characters and the two generations before it; everything
+after them (the *tail*) is made here, so that a fill cannot claim a generation it did not meet.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from cdc.errors import BadRecord
+from invalidator.layout import FORMAT
+
+HEAD_BYTES = 104
+"""Format, kind, content, encoding (1 each), generations (32 + 32), as of, expires (12 + 12), three lengths (4 each)."""
+
+TAIL_START = 68
+SEEN_BYTES_MAX = 0xFFFF
+PROOF_BYTES = 360
+"""So much of an entry the apply script reads: room for 15 running transactions; a longer proof counts as none."""
+
+
+class Kind(StrEnum):
+    """Who stored the entry."""
+
+    FILL = "f"
+    EVENT = "e"
+
+
+class Content(StrEnum):
+    """Whether the database has the object."""
+
+    VALUE = "v"
+    ABSENT = "a"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoded entry. `seen`: a snapshot's text (fill), or position and stamps (event)."""
+
+    kind: Kind
+    content: Content
+    encoding: str
+    region_generation: str
+    view_generation: str
+    as_of_ms: int
+    expires_ms: int
+    seen: str
+    view: str
+    key: str
+    payload: bytes
+
+
+def encode_tail(*, view: str, key: str, seen: str, payload: bytes, as_of_ms: int, expires_ms: int = 0) -> bytes:
+    """Everything after the generations. Raises ValueError when a part is too long for its length field."""
+    view_bytes, key_bytes = view.encode(), key.encode()
+    if max(len(seen), len(view_bytes), len(key_bytes)) > SEEN_BYTES_MAX:
+        raise ValueError("an entry's proof, view and key have at most 65,535 bytes each")
+    head = f"{as_of_ms:012x}{expires_ms:012x}{len(seen):04x}{len(view_bytes):04x}{len(key_bytes):04x}{seen}"
+    return head.encode() + view_bytes + key_bytes + payload
+
+
+def lead(kind: Kind, content: Content, encoding: str = "j") -> str:
+    """The four characters before the generations."""
+    return FORMAT + kind.value + content.value + encoding
+
+
+def decode(data: bytes) -> Entry:
+    """The entry behind `data`. Raises BadRecord when it is not one of this format."""
+    try:
+        if data[:1] != FORMAT.encode() or len(data) < HEAD_BYTES:
+            raise ValueError("unknown format")
+        head = data[:HEAD_BYTES].decode("ascii")
+        seen_end = HEAD_BYTES + int(head[92:96], 16)
+        view_end = seen_end + int(head[96:100], 16)
+        key_end = view_end + int(head[100:104], 16)
+        if key_end > len(data):
+            raise ValueError("cut short")
+        return Entry(
+            kind=Kind(head[1]),
+            content=Content(head[2]),
+            encoding=head[3],
+            region_generation=head[4:36],
+            view_generation=head[36:68],
+            as_of_ms=int(head[68:80], 16),
+            expires_ms=int(head[80:92], 16),
+            seen=data[HEAD_BYTES:seen_end].decode("ascii"),
+            view=data[seen_end:view_end].decode(),
+            key=data[view_end:key_end].decode(),
+            payload=data[key_end:],
+        )
+    except ValueError as error:
+        raise BadRecord(f"not an entry of format {FORMAT}: {error}") from error

@@ -1,0 +1,28 @@
+-- sp1_pass: every row has passed a heartbeat: the watermark moves to it, closed scopes whose third heartbeat it
+-- includes open, a lost fence comes back. Refused, and nothing changes, while a row is before its barrier.
+-- KEYS: header, fences. ARGV: version; position, stamp, milliseconds of the heartbeat; per row: field, barrier.
+-- Reply: outcome, number of scopes opened.
+local function pass(KEYS, ARGV)
+  local h, position = KEYS[1], ARGV[2]
+  local refused = unusable(h)
+  if refused then return refused end
+  if redis.call('HGET', h, 'e'):sub(1, 8) ~= position:sub(1, 8) then return {'REFUSED'} end
+  for i = 5, #ARGV, 2 do
+    local row = redis.call('HGET', h, ARGV[i])
+    if (row and row:sub(1, 16) or ZERO_STAMP) < ARGV[i + 1] then return {'REFUSED'} end
+  end
+  default_fence(h, KEYS[2])
+  local watermark = redis.call('HGET', h, 'w')
+  if not watermark or watermark:sub(1, 32) < position then redis.call('HSET', h, 'w', position .. ARGV[4]) end
+  local opened, all = 0, redis.call('HGETALL', h)
+  for i = 1, #all, 2 do
+    local scope = all[i + 1]
+    if all[i]:sub(1, 2) == 's:' and scope:sub(1, 1) == 'c' and scope:sub(66, 66) == '3' and scope:sub(67, 98) <= position then
+      local raised = larger(generation(scope), position)
+      redis.call('HSET', h, all[i], 'o' .. raised .. scope:sub(34, 49) .. '-' .. position .. ZERO_STAMP .. ARGV[3])
+      opened = opened + 1
+    end
+  end
+  return {'APPLIED', opened}
+end
+redis.register_function{function_name = 'sp1_pass', callback = pass, flags = {'allow-oom'}}
