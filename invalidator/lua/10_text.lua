@@ -2,7 +2,8 @@
 -- Texts are fixed-width lower-case hexadecimal and compare as they sort (docs/protocol.md).
 -- seen: p xmin xmax running... (primary), s xmin replay-LSN (standby). fence: = or -, position, stamps.
 local VERSION = '1'
-local ZERO_POSITION, ZERO_STAMP = string.rep('0', 32), string.rep('0', 16)
+local ZERO_STAMP = '0000000000000000'
+local ZERO_POSITION = ZERO_STAMP .. ZERO_STAMP
 local HEAD_BYTES, PROOF_BYTES = 104, 360
 local EXACT_BYTES = 8 * 16
 

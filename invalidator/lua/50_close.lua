@@ -11,7 +11,7 @@ end
 -- Reply: APPLIED or DISPLACED.
 local function cold(KEYS, ARGV)
   if redis.call('EXISTS', KEYS[1]) == 1 then return {'DISPLACED'} end
-  local fields = {'v', VERSION, 'e', '00000000o', 's:', closed(nil, string.rep('0', 16), ARGV[2])}
+  local fields = {'v', VERSION, 'e', '00000000o', 's:', closed(nil, ZERO_STAMP, ARGV[2])}
   local at = 4
   for _ = 1, tonumber(ARGV[3]) do
     fields[#fields + 1] = 's:' .. ARGV[at]

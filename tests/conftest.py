@@ -1,0 +1,3 @@
+"""Fixtures live in `fix_*.py`, one topic each."""
+
+pytest_plugins = ["tests.fix_redis"]

@@ -1,0 +1,247 @@
+"""guard.lua on real servers equals guard.py: a random command runs on both, and both must say and hold the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import redis
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from cdc.events import Position
+from invalidator import guard
+from invalidator.entry import Content, Kind, encode_tail, lead
+from invalidator.guard import Batch, Beat, Close, ControlStep, Fill, KeyChange, KeyRefresh, Pass, RowStep, ScopeRaise
+from invalidator.layout import REGION_SCOPE, Fence, Layout, Row, row_field, view_scope
+from invalidator.region import Region, library
+
+KEYS = ["contact:1", "contact:2", "contact:3", "tpl:1"]
+STRIPES = {"contact:1": "0001", "contact:2": "0001", "contact:3": "0002", "tpl:1": "0002"}
+VIEWS = [("contact", "a" * 16), ("tpl", "b" * 16)]
+ROWS = [row_field("s.t", 0), row_field("s.t", 1)]
+CONTROL = row_field("s.c", 0)
+EXAMPLES = int(os.environ.get("STALEPROOF_TWIN_EXAMPLES", "60"))
+
+# Small ranges, so that equal, adjacent and older positions and stamps meet often.
+positions = st.builds(Position, st.sampled_from([1] * 9 + [2]), st.integers(2, 6), st.just(0)).map(lambda p: p.text)
+stamps = st.integers(0, 9).map(lambda s: f"{s:016x}")
+stamp_sets = st.sets(stamps, min_size=1, max_size=2).map(lambda s: tuple(sorted(s)))
+many_stamps = st.sets(stamps, min_size=1, max_size=10).map(lambda s: tuple(sorted(s)))
+
+
+@st.composite
+def proofs(draw: st.DrawFn, *, primary_only: bool = False) -> str:
+    low, high = sorted((draw(st.integers(0, 10)), draw(st.integers(0, 10))))
+    if not primary_only and draw(st.integers(0, 4)) == 0:
+        return f"s{low:016x}{draw(st.integers(1, 7)):016x}"
+    running = sorted(draw(st.sets(st.integers(low, high), max_size=3)) - {high})
+    if draw(st.integers(0, 9)) == 0:
+        running = list(range(20))  # longer than the apply script reads
+    return "p" + "".join(f"{s:016x}" for s in (low, high, *running))
+
+
+beats = st.none() | st.builds(Beat, positions, proofs(primary_only=True))
+rows = st.builds(
+    Row,
+    next_offset=st.integers(0, 6),
+    leader_epoch=st.integers(0, 2),
+    sequence=st.integers(0, 9),
+    position=positions,
+    stamp=stamps,
+    digest=st.sampled_from(["c" * 16, "d" * 16]),
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[KeyChange]:
+    keys = draw(st.lists(st.sampled_from(KEYS), unique=True, max_size=3))
+    return [KeyChange(key, STRIPES[key], draw(positions), draw(stamp_sets)) for key in keys]
+
+
+def tail(key: str, view: str, seen: str, payload: bytes) -> bytes:
+    return encode_tail(view=view, key=key, seen=seen, payload=payload, as_of_ms=5)
+
+
+class Twins(RuleBasedStateMachine):
+    region: Region
+    client: redis.Redis
+
+    @initialize(there=st.sampled_from([True] * 4 + [False]))
+    def start(self, there: bool) -> None:
+        self.shard = guard.Shard()
+        self.client.flushdb()
+        if there:
+            self.cold(0, False, Row(next_offset=0))
+            self.close(REGION_SCOPE, 0, "00000001", "", None)
+            self.open_everything()
+
+    def next_of(self, field: str) -> int:
+        return self.shard.next_offset(field)
+
+    @rule(offset=st.integers(0, 4), known=st.booleans(), row=rows)
+    def cold(self, offset: int, known: bool, row: Row) -> None:
+        new_rows = [(ROWS[0], row)] if known else []
+        assert self.region.cold(0, offset, VIEWS, new_rows) == guard.cold(self.shard, offset, VIEWS, new_rows)
+
+    @rule(
+        scope=st.sampled_from([REGION_SCOPE, view_scope("contact"), view_scope("new")]),
+        offset=st.integers(0, 4),
+        epoch=st.sampled_from(["", "00000001", "00000002"]),
+        digest=st.sampled_from(["", "e" * 16]),
+        row=st.none() | rows,
+    )
+    def close(self, scope: str, offset: int, epoch: str, digest: str, row: Row | None) -> None:
+        if scope != REGION_SCOPE:
+            epoch, digest = "", digest or "f" * 16
+        jump = () if row is None else ((ROWS[1], row),)
+        request = Close(scope=scope, offset=offset, epoch=epoch, history="h1" if epoch else "", digest=digest, rows=jump)
+        assert self.region.close(0, request) == guard.close(self.shard, request)
+
+    @rule(
+        data=st.data(),
+        plain=changes(),
+        beat=beats,
+        raised=st.none() | st.builds(ScopeRaise, st.sampled_from([view_scope("contact"), "s:none"]), positions, stamp_sets),
+        row=rows,
+        slip=st.sampled_from([0, 0, 0, 0, -1, 1]),
+        both=st.booleans(),
+    )
+    def apply(
+        self, data: st.DataObject, plain: list[KeyChange], beat: Beat | None, raised: ScopeRaise | None, row: Row,
+        slip: int, both: bool,
+    ) -> None:  # fmt: skip
+        refreshed = data.draw(changes().map(lambda cs: [c for c in cs if c.key not in {p.key for p in plain}]))
+        refreshes = tuple(
+            KeyRefresh(c, "contact", tail(c.key, "contact", c.position + "".join(c.stamps), b"{}"), 0) for c in refreshed
+        )
+        steps = tuple(RowStep(f, max(0, self.next_of(f) + slip), row) for f in (ROWS if both else ROWS[:1]))
+        raises = () if raised is None else (raised,)
+        batch = Batch(rows=steps, raises=raises, changes=tuple(plain), refreshes=refreshes, beat=beat)
+        reply = self.region.apply(0, batch)
+        event(f"apply {reply.outcome} u{min(reply.unlinked, 1)} k{min(reply.kept, 1)} w{min(reply.written, 1)}")
+        assert (reply.outcome, reply.unlinked, reply.kept, reply.written) == guard.apply(self.shard, batch)
+
+    @rule(
+        row=rows, position=st.just("") | positions, stamp=stamps, slip=st.sampled_from([0, 0, 0, 1, -1]),
+        owned=st.sampled_from([0, 0, 1]),
+    )  # fmt: skip
+    def hear(self, row: Row, position: str, stamp: str, slip: int, owned: int) -> None:
+        step = RowStep(CONTROL, max(0, self.next_of(CONTROL) + slip), row)
+        mine = ((ROWS[0], self.next_of(ROWS[0]) + owned),)
+        limit = f"{15:016x}" if position else ""
+        request = ControlStep(step=step, position=position, stamp=stamp, limit=limit, history="h1", owned=mine)
+        assert self.region.hear(0, request) == guard.hear(self.shard, request)
+
+    @rule(position=positions, stamp=stamps, slip=st.sampled_from([0, 0, 1]))
+    def pass_heartbeat(self, position: str, stamp: str, slip: int) -> None:
+        barriers = tuple((field, self.next_of(field) + slip) for field in ROWS)
+        request = Pass(position=position, stamp=stamp, time_ms=7, barriers=barriers)
+        assert self.region.pass_heartbeat(0, request) == guard.pass_heartbeat(self.shard, request)
+
+    @rule()
+    def open_everything(self) -> None:
+        """Three heartbeats heard and passed: the way every scope opens; without it few fills would be admitted."""
+        if not self.shard.header:
+            return
+        epoch = self.shard.epoch
+        for _ in range(3):
+            at = self.next_of(CONTROL)
+            step = RowStep(CONTROL, at, Row(next_offset=at + 9))
+            request = ControlStep(
+                step=step, position=f"{epoch}{2:016x}{0:08x}", stamp=f"{1:016x}", limit=f"{15:016x}", history="h1"
+            )
+            assert self.region.hear(0, request) == guard.hear(self.shard, request)
+        self.pass_heartbeat(f"{epoch}{2:016x}{0:08x}", f"{1:016x}", 0)
+
+    @rule(
+        key=st.sampled_from(KEYS), seen=proofs(), wide=st.booleans(),
+        history=st.sampled_from(["h1", "h1", "h1", "h2"]), digest=st.sampled_from(["a" * 16, "a" * 16, "e" * 16]),
+    )  # fmt: skip
+    def fill(self, key: str, seen: str, wide: bool, history: str, digest: str) -> None:
+        if wide:
+            seen = f"p{9:016x}{10:016x}"
+        request = Fill(
+            key=key, stripe=STRIPES[key], view="contact", digest=digest, history=history,
+            lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, "contact", seen, b"[1]"), ttl_ms=0,
+        )  # fmt: skip
+        reply = self.region.fill(0, request)
+        event(f"fill {reply.outcome} {reply.reason}")
+        assert (reply.outcome, reply.reason) == guard.fill(self.shard, request)
+
+    @rule(key=st.sampled_from(KEYS), view=st.sampled_from(VIEWS))
+    def read(self, key: str, view: tuple[str, str]) -> None:
+        found = self.region.read(0, key, *view)
+        event(f"read {found.status}")
+        assert (found.status, found.entry) == guard.read(self.shard, key, *view)
+
+    @rule()
+    def lose_fences(self) -> None:
+        self.shard.fences = {}
+        self.client.delete(self.region.layout.fences_key(0))
+
+    @rule(which=st.sampled_from(["header", "entries"]))
+    def lose(self, which: str) -> None:
+        if which == "header":
+            self.shard.header = {}
+            self.client.delete(self.region.layout.header_key(0))
+        else:
+            self.shard.entries = {}
+            self.client.delete(*(self.region.layout.entry_key(0, key) for key in KEYS))
+
+    @invariant()
+    def both_hold_the_same(self) -> None:
+        layout: Layout = self.region.layout
+        assert self.region.header(0) == self.shard.header
+        fences = self.client.hgetall(layout.fences_key(0))
+        assert {k.decode(): v.decode() for k, v in fences.items()} == self.shard.fences
+        stored = {key: self.client.get(layout.entry_key(0, key)) for key in KEYS}
+        assert {k: v for k, v in stored.items() if v is not None} == self.shard.entries
+
+
+@pytest.fixture(scope="session")
+def lua(redis_url: str) -> Callable[..., str]:
+    """Calls one local function of the library, through EVAL: library text, then the call."""
+    client = redis.Redis.from_url(redis_url, decode_responses=True)
+    text = "".join(part for part in library().splitlines(keepends=True)[1:] if "register_function" not in part)
+
+    def call(function: str, *args: str) -> str:
+        names = ", ".join(f"ARGV[{i + 1}]" for i in range(len(args)))
+        return str(client.eval(f"{text}\nreturn tostring({function}({names}))", 0, *args))
+
+    return call
+
+
+fences = st.builds(
+    lambda exact, position, kept: Fence(exact, position, kept if exact else (kept[0], kept[-1])),
+    st.booleans(), positions, many_stamps.map(lambda kept: kept[:8]),
+)  # fmt: skip
+
+
+@settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs())
+def test_lua_and_python_merge_and_admit_alike(
+    lua: Callable[..., str], fence: Fence, position: str, added: tuple[str, ...], beat: Beat | None, seen: str
+) -> None:
+    merged = lua("merge", fence.text, position, "".join(added), beat.text if beat else "")
+    assert merged == guard.merge(fence, position, added, beat).text
+    assert lua("admits", fence.text, seen) == str(guard.admits(fence, seen)).lower()
+
+
+def test_lua_and_python_decide_alike(region: Region) -> None:
+    machine = type("Bound", (Twins,), {"region": region, "client": region._client})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", ["library"])
+def test_a_missing_library_is_loaded_and_the_request_sent_again(region: Region, missing: str) -> None:
+    region._client.execute_command("FUNCTION", "FLUSH")
+    assert region.cold(0, 0, VIEWS, []) is guard.Outcome.APPLIED
