@@ -90,9 +90,10 @@ class _Table:
 
     def key_of(self, row: Row) -> Row | None:
         """The key columns of `row`; None without a key, or when the row lacks one of them."""
-        if self.key is None or not all(name in row for name in self.key):
+        try:
+            return None if self.key is None else {name: row[name] for name in self.key}
+        except KeyError:
             return None
-        return {name: row[name] for name in self.key}
 
 
 def _conversions(relation: Relation) -> list[tuple[str, Converter]]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 UNAVAILABLE = "__debezium_unavailable_value"
@@ -37,6 +37,8 @@ _BOOL, _BYTEA, _INT8, _INT2, _INT4, _OID = 16, 17, 20, 21, 23, 26
 _FLOAT4, _FLOAT8, _DATE, _TIME, _TIMESTAMP, _TIMESTAMPTZ = 700, 701, 1082, 1083, 1114, 1184
 _UNIX_EPOCH = date(1970, 1, 1).toordinal()
 _DAY_US = 86_400_000_000
+_Y2K = datetime(2000, 1, 1)  # noqa: DTZ001 - a timestamp without time zone has none
+_Y2K_US = 946_684_800_000_000
 _MILLISECOND_DIGITS = 3
 
 
@@ -93,6 +95,9 @@ def _time_ms(text: str) -> int:
 
 
 def _timestamp_us(text: str) -> int | str:
+    if text[0] == "2" and text[4] == "-" and len(text) <= 26:  # this millennium, the fast way
+        since = datetime.fromisoformat(text) - _Y2K
+        return _Y2K_US + since.days * _DAY_US + since.seconds * 1_000_000 + since.microseconds
     day, _, time = text.partition(" ")
     days = _days(day) if time[-1:] != "C" else day
     return days * _DAY_US + _time_us(time) if isinstance(days, int) else text

@@ -12,8 +12,8 @@ from cdc.events import (
 
 
 def test_positions_compare_by_epoch_then_lsn_then_order():
-    positions = [Position(1, 5, 9), Position(1, 6, 0), Position(2, 0, 0), Position(2, 0, 1)]
-    assert sorted(positions[::-1]) == positions
+    first, second, third, last = Position(1, 5, 9), Position(1, 6, 0), Position(2, 0, 0), Position(2, 0, 1)
+    assert sorted([last, second, third, first]) == [first, second, third, last]
 
 
 def test_position_texts_sort_like_positions():
