@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
+from cdc.errors import BadRecord
+from cdc.events import Position, PrimarySnapshot
+
+HEARTBEAT = Heartbeat(
+    source="shop",
+    history="7:1",
+    number=3,
+    position=Position(5, 600, 0).text,
+    stamp=44,
+    snapshot="40:44:41",
+    time_ms=1_700_000_000_000,
+    barriers={"shop.public.contact": [5, 0, 7]},
+)
+RECORDS = [
+    HEARTBEAT,
+    EpochStarted(source="shop", history="7:1", epoch=5, reason="first start"),
+    Raise(source="shop", position=Position(5, 600, 0).text, region=None, view="contact", reason="ddl"),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_record_survives_the_wire(record):
+    assert decode_control(encode_control(record)) == record
+
+
+def test_a_heartbeat_reads_its_own_texts():
+    assert HEARTBEAT.at == Position(5, 600, 0)
+    assert HEARTBEAT.seen == PrimarySnapshot("7:1", 40, 44, (41,))
+    assert HEARTBEAT.own_stamp == 44
+
+
+@pytest.mark.parametrize(
+    "field, value", [("v", 2), ("position", "0"), ("snapshot", "1:2"), ("barriers", 5), ("kind", "?")]
+)
+def test_a_record_that_cannot_be_trusted_is_refused(field, value):
+    record = json.loads(encode_control(HEARTBEAT)) | {field: value}
+    with pytest.raises(BadRecord):
+        decode_control(json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("value", [b"", b"null", b"{}", b"\xff", b"[" * 10_000])
+def test_other_bytes_are_refused(value):
+    with pytest.raises(BadRecord):
+        decode_control(value)
