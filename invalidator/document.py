@@ -81,6 +81,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The remedy for an unknown name: the nearest known one, else all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    close = close or [longer for longer in names if name and longer.startswith(name)]
     if close:
         return f'did you mean "{close[0]}"?'
     return f"known here: {', '.join(names)}" if names else "nothing is known here"

@@ -160,7 +160,7 @@ def parse_template(text: str) -> KeyTemplate:
     for left, right, between in zip(fields, fields[1:], literals[1:-1], strict=False):
         if not any(character in SEPARATORS for character in between):
             raise ValueError(
-                f"{{{left}}} and {{{right}}} would run together: put a separator between them, such as {{{left}}}:{{{right}}}"
+                f"{{{left}}} and {{{right}}} would run together: put a separator between them, such as ':'"
             )
     return KeyTemplate(text, literals, fields)
 
@@ -180,7 +180,8 @@ def encode_part(value: object) -> str:
         text = _decimal(value)
     else:
         raise BadRecord(
-            f"a key part of type {type(value).__name__} has no single text form: build keys from integers, texts and booleans"
+            f"a key part of type {type(value).__name__} has no single text form: "
+            "build keys from integers, texts and booleans"
         )
     if _SAFE.fullmatch(text):
         return text
@@ -249,7 +250,7 @@ def _check_fields(fields: tuple[str, ...]) -> None:
     for name in fields:
         if not _FIELD_NAME.fullmatch(name):
             raise ValueError(
-                f"{{{name}}} is not a field: use letters, digits and _, and `parts` to map it to a column of another name"
+                f"{{{name}}} is not a field: use letters, digits and _; `parts` maps it to a column of any name"
             )
         if fields.count(name) > 1:
             raise ValueError(f"{{{name}}} stands twice: once is enough to tell keys apart")
