@@ -1,8 +1,8 @@
 """Reading through the cache: a hit is served as it is, a miss is loaded with a proof of what the load could see.
 
-In flow a view, a key and a loader; out flows the value. What cannot be proven is returned, never cached. The loader runs
-on a connection whose snapshot the reader took first, in one REPEATABLE READ transaction: every read of the load sees
-exactly that snapshot. Needs autocommit connections with psycopg's `execute`, `fetchone` and `nextset`.
+In flow a view, a key and a loader; out flows the value. What cannot be proven is returned, never cached. The loader
+runs on a connection whose snapshot the reader took first, in one REPEATABLE READ transaction: every read of the load
+sees exactly that snapshot. Needs autocommit connections with psycopg's `execute`, `fetchone` and `nextset`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _IDENTIFY = """SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_con
     WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""
 _REPLAYED = "SELECT pg_last_wal_replay_lsn()::text"
-_SEEN = "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_is_in_recovery()"
+_SEEN = (
+    "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_is_in_recovery()"
+)
 _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
@@ -55,8 +57,9 @@ class _Server(msgspec.Struct, frozen=True):
 
 
 class Counts(Counter[str]):
-    """What happened to the reads: hit, miss, closed, cold, down, foreign, filled, superseded, unproven, oversize,
-    refused, and refused:<reason>.
+    """What happened to the reads.
+
+    hit, miss, closed, cold, down, foreign; filled, superseded, unproven, oversize, refused and refused:<reason>.
     """
 
 
@@ -198,7 +201,9 @@ def _render(view: View, key: object) -> str:
     if not isinstance(key, Mapping):
         key = {fields[0]: key} if len(fields) == 1 else {}
     if set(key) != set(fields):
-        raise ConfigError(f"view {view.name} is asked for by {', '.join(fields)}; got {', '.join(map(str, key)) or 'none'}")
+        raise ConfigError(
+            f"view {view.name} is asked for by {', '.join(fields)}; got {', '.join(map(str, key)) or 'none'}"
+        )
     try:
         return view.key.render([key[name] for name in fields])
     except BadRecord as error:

@@ -97,14 +97,17 @@ class Twins(RuleBasedStateMachine):
         if scope != REGION_SCOPE:
             epoch, digest = "", digest or "f" * 16
         jump = () if row is None else ((ROWS[1], row),)
-        request = Close(scope=scope, offset=offset, epoch=epoch, history="h1" if epoch else "", digest=digest, rows=jump)
+        request = Close(
+            scope=scope, offset=offset, epoch=epoch, history="h1" if epoch else "", digest=digest, rows=jump
+        )
         assert self.region.close(0, request) == guard.close(self.shard, request)
 
     @rule(
         data=st.data(),
         plain=changes(),
         beat=beats,
-        raised=st.none() | st.builds(ScopeRaise, st.sampled_from([view_scope("contact"), "s:none"]), positions, stamp_sets),
+        raised=st.none()
+        | st.builds(ScopeRaise, st.sampled_from([view_scope("contact"), "s:none"]), positions, stamp_sets),
         row=rows,
         slip=st.sampled_from([0, 0, 0, 0, -1, 1]),
         both=st.booleans(),
@@ -115,7 +118,8 @@ class Twins(RuleBasedStateMachine):
     ) -> None:  # fmt: skip
         refreshed = data.draw(changes().map(lambda cs: [c for c in cs if c.key not in {p.key for p in plain}]))
         refreshes = tuple(
-            KeyRefresh(c, "contact", tail(c.key, "contact", c.position + "".join(c.stamps), b"{}"), 0) for c in refreshed
+            KeyRefresh(c, "contact", tail(c.key, "contact", c.position + "".join(c.stamps), b"{}"), 0)
+            for c in refreshed
         )
         steps = tuple(RowStep(f, max(0, self.next_of(f) + slip), row) for f in (ROWS if both else ROWS[:1]))
         raises = () if raised is None else (raised,)

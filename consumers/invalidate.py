@@ -1,0 +1,531 @@
+"""`staleproof invalidate`: one region's worker. Fetch, decode, plan, coalesce, apply; commit only what Redis answered.
+
+In flow the records of the captured topics and of the control topic; out flow the guard's scripts to one region. The
+checkpoint is the region's own: where Redis says that it stands elsewhere than this worker believes, the worker moves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control
+from cdc.envelope import RecordHeader, decode_header, decode_value
+from cdc.errors import BadRecord, GapError, TransientError
+from cdc.events import stamp_text
+from consumers.telemetry import WorkerMetrics
+from invalidator.entry import encode_tail
+from invalidator.guard import (
+    Batch,
+    Beat,
+    Close,
+    ControlStep,
+    KeyChange,
+    KeyRefresh,
+    Outcome,
+    Pass,
+    RowStep,
+    ScopeRaise,
+)
+from invalidator.layout import NO_DIGEST, REGION_SCOPE, ZERO_POSITION, ZERO_STAMP, Row, Scope, row_field, view_scope
+from invalidator.plan import Invalidation, Planner, coalesce
+from invalidator.region import Region
+from invalidator.views import Views
+
+log = structlog.get_logger()
+
+Partition = tuple[str, int]
+FORGERY_MARGIN = 1 << 24
+"""A proof may claim stamps so far beyond the newest heartbeat's; more is forged."""
+
+PENDING_HEARTBEATS_MAX = 256
+BACKOFF_SECONDS_MAX = 2.0
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One Kafka record. `header` is the connector's; `leader_epoch` -1 when the broker did not say."""
+
+    topic: str
+    partition: int
+    offset: int
+    leader_epoch: int
+    key: bytes | None
+    value: bytes | None
+    header: bytes | None
+
+
+class Stream(Protocol):
+    """Records of partitions that the caller chooses, from offsets that the caller knows."""
+
+    def assign(self, offsets: dict[Partition, int]) -> None:
+        """Read exactly these partitions from these offsets."""
+
+    def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
+        """Records that are there, or the first to come. Raises TransientError, GapError."""
+
+    def bounds(self, partition: Partition) -> tuple[int, int]:
+        """First offset that exists and end offset."""
+
+    def partitions(self, topics: Iterable[str]) -> list[Partition]:
+        """Partitions of those topics that exist."""
+
+    def commit(self, offsets: dict[Partition, int]) -> None:
+        """Tell Kafka, for lag displays only."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds a worker. `script_keys`: entries that one script may touch."""
+
+    batch_records: int = 500
+    script_keys: int = 250
+    fetch_timeout_seconds: float = 0.1
+
+
+class _Planned(msgspec.Struct, frozen=True, gc=False):
+    """One record and what it causes; `header` None where it could not be read."""
+
+    record: Record
+    header: RecordHeader | None
+    invalidations: list[Invalidation]
+
+
+class _Moved(Exception):
+    """The region stands elsewhere than this worker believed: look, and go on from there."""
+
+
+class Worker:
+    """Applies the stream of one source to one region. Not thread-safe: one loop drives it.
+
+    `source` is the prefix of the topics. Two streams, because every worker reads all of the control topic.
+    """
+
+    def __init__(
+        self, *, source: str, region: Region, views: Views, data: Stream, control: Stream, metrics: WorkerMetrics,
+        limits: Limits,
+    ) -> None:  # fmt: skip
+        self._region = region
+        self._views = views
+        self._planner = Planner(views)
+        self._data = data
+        self._control = control
+        self._metrics = metrics
+        self._limits = limits
+        self._tables = {f"{source}.{table}": table for table in views.by_table}
+        self._control_partition = (f"{source}.staleproof.control", 0)
+        self._control_field = row_field(*self._control_partition)
+        self._shards = range(region.layout.shards)
+        # What this worker believes of each shard: next offset by row.
+        self._next: dict[int, dict[str, int]] = {}
+        self._assigned: dict[Partition, int] = {}
+        self._sequence: dict[str, int] = {}
+        self._epoch = "00000000"
+        self._beats: deque[Beat] = deque(maxlen=64)
+        self._pending: deque[Heartbeat] = deque()
+        self._lost = True  # believes nothing yet
+
+    # -- one turn ----------------------------------------------------------------------------------------------------
+
+    def turn(self) -> int:
+        """Fetch and apply once; the number of records applied. Raises TransientError: call again later."""
+        if self._lost:
+            self._find_rows()
+        try:
+            if len(self._pending) < PENDING_HEARTBEATS_MAX:
+                for record in self._control.fetch(self._limits.batch_records, 0.0):
+                    self._hear(record)
+            self._pass()
+            records = self._data.fetch(self._limits.batch_records, self._limits.fetch_timeout_seconds)
+            for start in range(0, len(records), self._limits.script_keys):
+                self._apply(records[start : start + self._limits.script_keys])
+            self._pass()
+        except _Moved as moved:
+            self._lost = True
+            self._metrics.moves.labels(cause=str(moved)).inc()
+            log.warning("worker_moves", region=self._region.name, cause=str(moved))
+            return 0
+        except GapError as gap:
+            self._lost = True  # the rows are compared with what Kafka still has
+            self._alarm("gap", str(gap))
+            return 0
+        except TransientError:
+            self._lost = True  # a script may or may not have run: ask the rows
+            raise
+        return len(records)
+
+    # -- where the region stands -------------------------------------------------------------------------------------
+
+    def _find_rows(self) -> None:
+        """Read every shard's rows, make shards that are not there, and start where the region stands."""
+        self._region.prepare()
+        for shard in self._shards:
+            header = self._region.header(shard)
+            if not header:
+                self._start_cold(shard)
+                header = self._region.header(shard)
+            self._compare_with_kafka(shard, header)
+            self._compare_views(shard, header)
+            header = self._region.header(shard)
+            rows = {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
+            self._next[shard] = {name: row.next_offset for name, row in rows.items()}
+            self._epoch = max(self._epoch, header["e"][:8])
+            self._show_scopes(header)
+            for name, row in rows.items():  # where shards differ, reading starts at the hindmost
+                if self._next[shard][name] == self._smallest_so_far(shard, name):
+                    self._sequence[name] = row.sequence
+        self._pending.clear()
+        self._assigned = {p: self._smallest(row_field(*p)) for p in self._data.partitions(self._tables)}
+        self._data.assign(self._assigned)
+        self._control.assign({self._control_partition: self._smallest(self._control_field)})
+        self._lost = False
+        log.info("worker_started", region=self._region.name, epoch=self._epoch, partitions=len(self._next[0]))
+
+    def _smallest(self, name: str) -> int:
+        return min(self._next[shard].get(name, 0) for shard in self._shards)
+
+    def _smallest_so_far(self, shard: int, name: str) -> int:
+        return min(self._next[earlier].get(name, 0) for earlier in range(shard + 1))
+
+    def _start_cold(self, shard: int) -> None:
+        """Begin at the end of everything: closed, until heartbeats prove what was jumped over."""
+        rows = self._end_rows(self._data.partitions(self._tables))  # before the control topic's end: later is safer
+        offset = self._control_end()
+        rows.append((self._control_field, Row(next_offset=offset, digest=self._views.digest)))
+        views = [(view.name, view.digest) for view in self._views.views.values()]
+        outcome = self._region.cold(shard, offset, views, rows)
+        self._metrics.cold_starts.inc()
+        log.warning("shard_cold", region=self._region.name, shard=shard, outcome=outcome)
+
+    def _end_rows(self, partitions: Iterable[Partition]) -> list[tuple[str, Row]]:
+        return [
+            (row_field(*p), Row(next_offset=self._data.bounds(p)[1], digest=self._views.digest)) for p in partitions
+        ]
+
+    def _control_end(self) -> int:
+        return self._control.bounds(self._control_partition)[1]
+
+    def _compare_with_kafka(self, shard: int, header: dict[str, str]) -> None:
+        """A row before what Kafka still has, or after what it has at all, is a gap: close, go on from the end."""
+        broken = []
+        for stream, partitions in (
+            (self._data, self._data.partitions(self._tables)),
+            (self._control, [self._control_partition]),
+        ):
+            for partition in partitions:
+                text = header.get(row_field(*partition))
+                first, end = stream.bounds(partition)
+                offset = 0 if text is None else Row.parse(text).next_offset
+                if not first <= offset <= end:
+                    broken.append(partition)
+                    self._alarm("gap", f"{partition[0]}/{partition[1]}: row at {offset}, kafka has {first} to {end}")
+        if broken:
+            rows = self._end_rows(p for p in broken if p != self._control_partition)
+            offset = self._control_end()
+            if self._control_partition in broken:
+                rows.append((self._control_field, Row(next_offset=offset, digest=self._views.digest)))
+            self._region.close(shard, Close(scope=REGION_SCOPE, offset=offset, rows=tuple(rows)))
+
+    def _compare_views(self, shard: int, header: dict[str, str]) -> None:
+        """A view that is new here, or means something else than before, begins closed."""
+        planned_otherwise = any(
+            Row.parse(text).digest not in (NO_DIGEST, self._views.digest)
+            for name, text in header.items()
+            if name.startswith("t:")
+        )
+        changed = [
+            view
+            for view in self._views.views.values()
+            if (text := header.get(view_scope(view.name))) is None or Scope.parse(text).digest != view.digest
+        ]
+        if planned_otherwise and not changed:  # by which views is not known: records of any may have been ignored
+            changed = list(self._views.views.values())
+        rows = tuple(
+            (name, msgspec.structs.replace(Row.parse(text), digest=self._views.digest))
+            for name, text in header.items()
+            if name.startswith("t:")
+        )
+        for view in changed:
+            request = Close(scope=view_scope(view.name), offset=self._control_end(), digest=view.digest, rows=rows)
+            self._region.close(shard, request)
+            log.warning("view_closed", region=self._region.name, view=view.name, reason="new or changed definition")
+
+    # -- data records ------------------------------------------------------------------------------------------------
+
+    def _apply(self, records: Sequence[Record]) -> None:
+        planned = [self._plan(record) for record in records]
+        newest = max((p.header.position for p in planned if p.header), default=ZERO_POSITION)
+        if newest[:8] > self._epoch:
+            self._begin_epoch(newest[:8], "", "records of a new epoch")
+        for shard in self._shards:
+            outcome = self._apply_to(shard, planned)
+            if outcome is not Outcome.APPLIED:
+                raise _Moved(outcome.value)
+        for item in planned:
+            for invalidation in item.invalidations:
+                if invalidation.fault:
+                    self._quarantine(item.record, invalidation.fault)
+        self._metrics.records.inc(len(records))
+
+    def _plan(self, record: Record) -> _Planned:
+        """Decode and plan. What cannot be understood names the smallest scope that it surely touched."""
+        name, table = row_field(record.topic, record.partition), self._tables[record.topic]
+        try:
+            header = decode_header(record.header)
+        except BadRecord as error:
+            self._close_views(table, f"{name} at {record.offset}: {error}")
+            self._quarantine(record, str(error))
+            return _Planned(record, None, [])
+        last = self._sequence.get(name, 0)
+        if last and header.previous != last:
+            self._close_region(f"{name} at {record.offset}: {last} is followed by {header.sequence}, which follows "
+                               f"{header.previous}")  # fmt: skip
+        self._sequence[name] = header.sequence
+        if record.value is None:
+            return _Planned(record, header, [])
+        try:
+            envelope = decode_value(record.value)
+        except BadRecord as error:
+            return _Planned(record, header, self._planner.plan_unreadable(table, header, str(error)))
+        return _Planned(record, header, self._planner.plan(envelope, header, record.key))
+
+    def _apply_to(self, shard: int, planned: Sequence[_Planned]) -> Outcome:
+        known = self._next[shard]
+        mine = [p for p in planned if p.record.offset >= known.get(row_field(p.record.topic, p.record.partition), 0)]
+        if not mine:
+            return Outcome.APPLIED
+        batch = self._batch(shard, mine)
+        started = time.perf_counter()
+        applied = self._region.apply(shard, batch)
+        self._metrics.script_seconds.observe(time.perf_counter() - started)
+        if applied.outcome is Outcome.APPLIED:
+            known.update({step.field: step.row.next_offset for step in batch.rows})
+            self._metrics.invalidations.inc(len(batch.changes) + len(batch.refreshes))
+            self._metrics.unlinked.inc(applied.unlinked)
+            self._metrics.kept.inc(applied.kept)
+            self._metrics.written.inc(applied.written)
+        return applied.outcome
+
+    def _batch(self, shard: int, planned: Sequence[_Planned]) -> Batch:
+        changes, refreshes, raises = [], [], []
+        layout = self._region.layout
+        for (view, key), invalidation in coalesce(i for p in planned for i in p.invalidations).items():
+            position, stamps = invalidation.position, invalidation.stamps
+            if key is None:
+                raises.append(ScopeRaise(view_scope(view), position, stamps))
+                self._metrics.raises.labels(view=view).inc()
+                continue
+            place, stripe = layout.place(key)
+            if place != shard:
+                continue
+            change = KeyChange(key, stripe, position, stamps)
+            if invalidation.value is None:
+                changes.append(change)
+            else:
+                refreshes.append(self._refresh(change, invalidation, invalidation.value))
+        return Batch(
+            rows=self._steps(shard, planned),
+            raises=tuple(raises),
+            changes=tuple(changes),
+            refreshes=tuple(refreshes),
+            beat=self._beat_before(min(p.header.position for p in planned if p.header) if planned else ""),
+        )
+
+    def _refresh(self, change: KeyChange, invalidation: Invalidation, value: bytes) -> KeyRefresh:
+        ttl_ms = self._views.views[invalidation.view].ttl_ms or 0
+        tail = encode_tail(
+            view=invalidation.view,
+            key=change.key,
+            seen=change.position + "".join(change.stamps),
+            payload=value,
+            as_of_ms=invalidation.as_of_ms,
+            expires_ms=invalidation.as_of_ms + ttl_ms if ttl_ms else 0,
+        )
+        return KeyRefresh(change, invalidation.view, tail, ttl_ms)
+
+    def _steps(self, shard: int, planned: Sequence[_Planned]) -> tuple[RowStep, ...]:
+        rows: dict[str, Row] = {}
+        for item in planned:
+            record, header = item.record, item.header
+            name = row_field(record.topic, record.partition)
+            old = rows.get(name)
+            position, stamp = (old.position, old.stamp) if old else (ZERO_POSITION, ZERO_STAMP)
+            if header is not None:
+                if header.position[:8] == position[:8]:
+                    stamp = max(stamp, header.stamp)
+                elif header.position > position:
+                    stamp = header.stamp
+                position = max(position, header.position)
+            rows[name] = Row(
+                next_offset=record.offset + 1,
+                leader_epoch=max(record.leader_epoch, 0),
+                sequence=header.sequence if header else 0,
+                position=position,
+                stamp=stamp,
+                digest=self._views.digest,
+            )
+        return tuple(RowStep(name, self._next[shard].get(name, 0), row) for name, row in rows.items())
+
+    def _beat_before(self, position: str) -> Beat | None:
+        """The newest heartbeat that every record of a batch was logged after."""
+        return next((beat for beat in reversed(self._beats) if beat.position < position), None)
+
+    # -- control records ---------------------------------------------------------------------------------------------
+
+    def _hear(self, record: Record) -> None:
+        try:
+            control = decode_control(record.value or b"")
+        except BadRecord as error:
+            self._close_region(f"control record at {record.offset}: {error}")
+            self._quarantine(record, str(error))
+            control = None
+        match control:
+            case EpochStarted():
+                self._begin_epoch(f"{control.epoch:08x}", control.history, control.reason)
+            case Heartbeat() if control.position[:8] > self._epoch:
+                self._begin_epoch(control.position[:8], control.history, "heartbeat of a new epoch")
+            case Raise():
+                self._obey(control)
+            case _:
+                pass
+        beat = control if isinstance(control, Heartbeat) else None
+        for shard in self._shards:
+            if record.offset < self._next[shard].get(self._control_field, 0):
+                continue
+            outcome = self._region.hear(shard, self._control_step(shard, record, beat))
+            if outcome is not Outcome.APPLIED:
+                raise _Moved(outcome.value)
+            self._next[shard][self._control_field] = record.offset + 1
+        if beat is not None:
+            self._beats.append(Beat(beat.position, beat.seen.text))
+            self._pending.append(beat)
+
+    def _control_step(self, shard: int, record: Record, beat: Heartbeat | None) -> ControlStep:
+        known = self._next[shard]
+        row = Row(next_offset=record.offset + 1, leader_epoch=max(record.leader_epoch, 0), digest=self._views.digest)
+        owned = tuple((name, offset) for name, offset in known.items() if name != self._control_field)
+        step = RowStep(self._control_field, known.get(self._control_field, 0), row)
+        if beat is None:
+            return ControlStep(step=step, owned=owned)
+        return ControlStep(
+            step=step,
+            position=beat.position,
+            stamp=stamp_text(beat.stamp),
+            limit=stamp_text(beat.stamp + FORGERY_MARGIN),
+            history=beat.history,
+            owned=owned,
+        )
+
+    def _obey(self, order: Raise) -> None:
+        if order.region not in (None, self._region.name):
+            return
+        if order.view is None:
+            self._close_region(f"ordered: {order.reason}")
+        elif order.view in self._views.views:
+            self._close_view(order.view, f"ordered: {order.reason}")
+
+    def _pass(self) -> None:
+        """Tell the region the newest heartbeat whose barriers every row has reached."""
+        reached = None
+        while self._pending and self._reached(self._pending[0]):
+            reached = self._pending.popleft()
+        if reached is None:
+            return
+        for shard in self._shards:
+            request = Pass(
+                position=reached.position,
+                stamp=stamp_text(reached.stamp),
+                time_ms=reached.time_ms,
+                barriers=tuple((row_field(*p), barrier) for p, barrier in self._barriers(reached)),
+            )
+            outcome, opened = self._region.pass_heartbeat(shard, request)
+            if outcome is Outcome.COLD:
+                raise _Moved(outcome.value)
+            if outcome is Outcome.APPLIED:
+                self._metrics.watermark_ms.set(reached.time_ms)
+                self._metrics.last_pass.set(time.time())
+            if opened:
+                log.info("scopes_opened", region=self._region.name, shard=shard, scopes=opened)
+                self._show_scopes(self._region.header(shard))
+        self._data.commit(
+            {p: self._smallest(row_field(*p)) for p, _ in self._barriers(reached) if row_field(*p) in self._next[0]}
+        )
+
+    def _barriers(self, beat: Heartbeat) -> list[tuple[Partition, int]]:
+        return [
+            ((topic, partition), barrier)
+            for topic in self._tables
+            for partition, barrier in enumerate(beat.barriers.get(topic, []))
+        ]
+
+    def _reached(self, beat: Heartbeat) -> bool:
+        """Whether every row is at or after its barrier; a partition that is new to us is taken up from its start."""
+        missing = [topic for topic in self._tables if topic not in beat.barriers]
+        if missing:
+            self._alarm("uncaptured", f"no capture of {', '.join(missing)}: add the table to the publication")
+            return False
+        barriers = self._barriers(beat)
+        if any(partition not in self._assigned for partition, _ in barriers):
+            raise _Moved("new partition")  # taken up from its start
+        return all(self._smallest(row_field(*p)) >= barrier for p, barrier in barriers)
+
+    # -- doubt -------------------------------------------------------------------------------------------------------
+
+    def _begin_epoch(self, epoch: str, history: str, reason: str) -> None:
+        for shard in self._shards:
+            request = Close(scope=REGION_SCOPE, offset=self._control_end(), epoch=epoch, history=history)
+            if self._region.close(shard, request) is Outcome.APPLIED:
+                self._metrics.closings.labels(cause="epoch").inc()
+                log.warning("epoch_started", region=self._region.name, shard=shard, epoch=epoch, reason=reason)
+                self._show_scopes(self._region.header(shard))
+        self._epoch = max(self._epoch, epoch)
+
+    def _close_region(self, reason: str) -> None:
+        self._alarm("gap", reason)
+        for shard in self._shards:
+            self._region.close(shard, Close(scope=REGION_SCOPE, offset=self._control_end()))
+            self._show_scopes(self._region.header(shard))
+
+    def _close_views(self, table: str, reason: str) -> None:
+        for view in sorted(self._planner.views_of(table)):
+            self._close_view(view, reason)
+
+    def _close_view(self, view: str, reason: str) -> None:
+        self._alarm("closed", f"view {view}: {reason}")
+        for shard in self._shards:
+            self._region.close(shard, Close(scope=view_scope(view), offset=self._control_end()))
+            self._show_scopes(self._region.header(shard))
+
+    def _alarm(self, kind: str, reason: str) -> None:
+        self._metrics.alarms.labels(kind=kind).inc()
+        log.error("alarm", region=self._region.name, kind=kind, reason=reason)
+
+    def _quarantine(self, record: Record, reason: str) -> None:
+        self._metrics.quarantined.inc()
+        log.error(
+            "record_quarantined", region=self._region.name, topic=record.topic, partition=record.partition,
+            offset=record.offset, reason=reason,
+        )  # fmt: skip
+
+    def _show_scopes(self, header: dict[str, str]) -> None:
+        closed = sum(text.startswith("c") for name, text in header.items() if name.startswith("s:"))
+        self._metrics.closed_scopes.set(closed)
+
+
+def drive(worker: Worker, stop: threading.Event, metrics: WorkerMetrics) -> None:
+    """Turn until told to stop; a passing fault is waited out, longer each time up to a limit."""
+    pause_seconds = 0.05
+    while not stop.is_set():
+        try:
+            worker.turn()
+            pause_seconds = 0.05
+        except TransientError as error:
+            metrics.retries.inc()
+            log.warning("worker_waits", reason=str(error), seconds=pause_seconds)
+            stop.wait(pause_seconds)
+            pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+        metrics.last_turn.set(time.time())
