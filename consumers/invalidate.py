@@ -163,6 +163,7 @@ class Worker:
     def _find_rows(self) -> None:
         """Read every shard's rows, make shards that are not there, and start where the region stands."""
         self._region.prepare()
+        epochs = []
         for shard in self._shards:
             header = self._region.header(shard)
             if not header:
@@ -173,11 +174,12 @@ class Worker:
             header = self._region.header(shard)
             rows = {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
             self._next[shard] = {name: row.next_offset for name, row in rows.items()}
-            self._epoch = max(self._epoch, header["e"][:8])
+            epochs.append(header["e"][:8])
             self._show_scopes(header)
             for name, row in rows.items():  # where shards differ, reading starts at the hindmost
                 if self._next[shard][name] == self._smallest_so_far(shard, name):
                     self._sequence[name] = row.sequence
+        self._epoch = min(epochs)  # a shard that started cold knows none
         self._pending.clear()
         self._assigned = {p: self._smallest(row_field(*p)) for p in self._data.partitions(self._tables)}
         self._data.assign(self._assigned)
@@ -332,7 +334,7 @@ class Worker:
             raises=tuple(raises),
             changes=tuple(changes),
             refreshes=tuple(refreshes),
-            beat=self._beat_before(min(p.header.position for p in planned if p.header) if planned else ""),
+            beat=self._beat_before(min((p.header.position for p in planned if p.header), default="")),
         )
 
     def _refresh(self, change: KeyChange, invalidation: Invalidation, value: bytes) -> KeyRefresh:

@@ -69,7 +69,8 @@ class Fence(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> Fence:
         """The fence behind `text`. Raises ValueError."""
         body = text[1 + POSITION_WIDTH :]
-        if text[:1] not in ("=", "-") or not HEX.fullmatch(text, 1) or len(body) % STAMP_WIDTH:
+        wrong_length = len(text) <= POSITION_WIDTH or len(body) % STAMP_WIDTH or (text[0] == "-" and len(body) != 32)
+        if text[:1] not in ("=", "-") or wrong_length or not HEX.fullmatch(text, 1):
             raise ValueError("not a fence")
         return cls(text[0] == "=", text[1 : 1 + POSITION_WIDTH], split(body, STAMP_WIDTH))
 

@@ -1,0 +1,472 @@
+"""The worker against a real Redis and Valkey; the stream is in memory, so that every interleaving can be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cdc.control import EpochStarted, Heartbeat, encode_control
+from cdc.errors import TransientError
+from cdc.events import Position
+from consumers.invalidate import Limits, Partition, Record, Worker
+from consumers.telemetry import WorkerMetrics
+from invalidator.entry import Content, Kind, decode, encode_tail, lead
+from invalidator.guard import Fill, Outcome
+from invalidator.layout import Row, row_field
+from invalidator.region import Filled, Region
+from invalidator.views import load_views
+
+HISTORY = "77:1"
+TOPIC = "shop.public.contacts"
+TEMPLATES = "shop.public.templates"
+CONTROL = "shop.staleproof.control"
+VIEWS = load_views(
+    """
+version: 1
+views:
+  contact: {key: "contact:{id}", mode: invalidate, tables: {public.contacts: {}}}
+  template: {key: "template:{id}", mode: refresh, tables: {public.templates: {}}}
+""",
+    place="views.yaml",
+)
+
+
+class MemoryStream:
+    """A Stream over lists."""
+
+    def __init__(self, log: dict[Partition, list[Record]]) -> None:
+        self.log = log
+        self.at: dict[Partition, int] = {}
+        self.first: dict[Partition, int] = {}
+
+    def assign(self, offsets: dict[Partition, int]) -> None:
+        self.at = dict(offsets)
+
+    def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
+        for partition, offset in self.at.items():
+            records = self.log[partition][offset : offset + records_max]
+            if records:
+                self.at[partition] = offset + len(records)
+                return records
+        return []
+
+    def bounds(self, partition: Partition) -> tuple[int, int]:
+        return self.first.get(partition, 0), len(self.log[partition])
+
+    def partitions(self, topics: Iterable[str]) -> list[Partition]:
+        return [p for p in self.log if p[0] in set(topics)]
+
+    def commit(self, offsets: dict[Partition, int]) -> None:
+        pass
+
+
+class World:
+    """A source, its topics and one region."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        data = [(TOPIC, 0), (TOPIC, 1), (TEMPLATES, 0)]
+        self.data = MemoryStream({partition: [] for partition in data})
+        self.control = MemoryStream({(CONTROL, 0): []})
+        self.lsn, self.stamp, self.beats, self.epoch = 100, 1_000, 0, 1
+        self.sequence = dict.fromkeys(data, 0)
+        self.registry = CollectorRegistry()
+        self.metrics = WorkerMetrics(self.registry)
+        self.worker = self.new_worker()
+
+    def new_worker(self) -> Worker:
+        return Worker(
+            source="shop", region=self.region, views=VIEWS, data=self.data, control=self.control,
+            metrics=self.metrics, limits=Limits(),
+        )  # fmt: skip
+
+    def alarms(self, kind: str) -> float:
+        return self.registry.get_sample_value("staleproof_worker_alarms_total", {"kind": kind}) or 0.0
+
+    def change(
+        self, row: dict | None, before: dict | None = None, *, op: str = "u", partition: Partition = (TOPIC, 0),
+        stamp: int | None = None, lost: int = 0, body: bytes | None = None,
+    ) -> int:  # fmt: skip
+        """Log one change; its stamp."""
+        self.lsn += 10
+        if stamp is None:
+            self.stamp += 1
+            stamp = self.stamp
+        schema, table = partition[0].split(".")[1:]
+        source = {"name": "shop", "schema": schema, "table": table, "ts_ms": self.lsn}
+        value = msgspec.json.encode({"op": op, "before": before, "after": row, "source": source, "ts_ms": 1})
+        self.sequence[partition] += 1 + lost
+        position = Position(self.epoch, self.lsn, 0).text
+        header = f"1{position}{stamp:016x}{self.sequence[partition]:016x}{self.sequence[partition] - 1:016x}"
+        key = msgspec.json.encode({"id": (row or before or {"id": 0})["id"]})
+        log = self.data.log[partition]
+        log.append(Record(*partition, len(log), 0, key, body or value, header.encode()))
+        return stamp
+
+    def heartbeat(self, snapshot: str | None = None) -> None:
+        """Publish one; by default it saw everything."""
+        self.lsn += 10
+        self.stamp += 1
+        self.beats += 1
+        barriers = {
+            topic: [len(log) for (name, _), log in sorted(self.data.log.items()) if name == topic]
+            for topic in (TOPIC, TEMPLATES)
+        }
+        beat = Heartbeat(
+            source="shop", history=HISTORY, number=self.beats, position=Position(self.epoch, self.lsn, 0).text,
+            stamp=self.stamp, snapshot=snapshot or f"{self.stamp}:{self.stamp}:", time_ms=self.lsn, barriers=barriers,
+        )  # fmt: skip
+        self.publish(encode_control(beat))
+
+    def publish(self, value: bytes) -> None:
+        log = self.control.log[CONTROL, 0]
+        log.append(Record(CONTROL, 0, len(log), 0, b"shop", value, None))
+
+    def drain(self, worker: Worker | None = None) -> None:
+        """Turn until two turns in a row find nothing."""
+        worker = worker or self.worker
+        idle = 0
+        for _ in range(200):
+            idle = idle + 1 if worker.turn() == 0 else 0
+            if idle > 3:
+                return
+        raise AssertionError("the worker never comes to rest")
+
+    def open(self) -> None:
+        """The way a cold region opens: one heartbeat tells the epoch, three after it open."""
+        self.drain()
+        for _ in range(4):
+            self.heartbeat()
+            self.drain()
+
+    def fill(self, key: str = "contact:1", seen: str | None = None, payload: bytes = b"1") -> Filled:
+        """Offer a value; by default its read saw everything so far."""
+        view = VIEWS.views[key.split(":")[0]]
+        seen = seen or f"p{self.stamp + 1:016x}{self.stamp + 1:016x}"
+        shard, stripe = self.region.layout.place(key)
+        tail = encode_tail(view=view.name, key=key, seen=seen, payload=payload, as_of_ms=1)
+        return self.region.fill(
+            shard,
+            Fill(
+                key=key, stripe=stripe, view=view.name, digest=view.digest, history=HISTORY,
+                lead=lead(Kind.FILL, Content.VALUE), tail=tail, ttl_ms=0,
+            ),
+        )  # fmt: skip
+
+    def read(self, key: str = "contact:1") -> bytes | None:
+        view = VIEWS.views[key.split(":")[0]]
+        found = self.region.read(self.region.layout.place(key)[0], key, view.name, view.digest)
+        return None if found.entry is None else decode(found.entry).payload
+
+
+@pytest.fixture
+def world(region: Region) -> World:
+    return World(region)
+
+
+def test_a_cold_region_refuses_fills_until_the_third_heartbeat(world: World) -> None:
+    world.drain()
+    world.heartbeat()  # tells the epoch
+    world.drain()
+    for _ in range(2):
+        world.heartbeat()
+        world.drain()
+        assert world.fill() == Filled(Outcome.REFUSED, "closed")
+    world.heartbeat()
+    world.drain()
+    assert world.fill().outcome is Outcome.APPLIED
+    assert world.read() == b"1"
+
+
+def test_a_change_removes_the_entry_and_an_older_read_cannot_bring_it_back(world: World) -> None:
+    world.open()
+    old_read = f"p{world.stamp + 1:016x}{world.stamp + 1:016x}"
+    assert world.fill(seen=old_read).outcome is Outcome.APPLIED
+    world.change({"id": 1})
+    world.drain()
+    assert world.read() is None
+    assert world.fill(seen=old_read) == Filled(Outcome.REFUSED, "stripe")
+    assert world.fill(payload=b"2").outcome is Outcome.APPLIED
+
+
+def test_a_read_that_ran_while_the_writer_was_still_invisible_is_refused(world: World) -> None:
+    """DESIGN §2: the log has the commit, the snapshot does not, though its xmax is beyond the stamp."""
+    world.open()
+    stamp = world.change({"id": 1})
+    world.drain()
+    assert world.fill(seen=f"p{stamp:016x}{stamp + 5:016x}{stamp:016x}") == Filled(Outcome.REFUSED, "stripe")
+
+
+def test_a_fill_that_saw_the_change_before_it_arrived_stays(world: World) -> None:
+    world.open()
+    world.change({"id": 1})
+    world.fill(payload=b"new")
+    world.drain()
+    assert world.read() == b"new"
+
+
+def test_a_moved_row_kills_both_keys(world: World) -> None:
+    world.open()
+    world.fill("contact:1")
+    world.fill("contact:2")
+    world.change({"id": 2}, {"id": 1})
+    world.drain()
+    assert world.read("contact:1") is None
+    assert world.read("contact:2") is None
+
+
+def test_a_refresh_writes_the_row_and_an_older_event_does_not_come_back(world: World) -> None:
+    world.open()
+    at = (TEMPLATES, 0)
+    world.change({"id": 1, "body": "old"}, partition=at)
+    world.change({"id": 1, "body": "new"}, partition=at)
+    world.drain()
+    assert world.read("template:1") == b'{"id":1,"body":"new"}'
+    old = world.data.log[at][0]
+    header = bytes(old.header or b"")
+    last = world.sequence[at]
+    again = header[:49] + f"{last + 1:016x}{last:016x}".encode()
+    world.data.log[at].append(Record(*at, 2, 0, old.key, old.value, again))
+    world.drain()
+    assert world.read("template:1") == b'{"id":1,"body":"new"}'
+
+
+def test_duplicates_change_nothing(world: World) -> None:
+    world.open()
+    world.change({"id": 1})
+    world.drain()
+    world.fill(payload=b"2")
+    header = world.region.header(0)
+    name = row_field(TOPIC, 0)
+    row = Row.parse(header[name])
+    back = msgspec.structs.replace(row, next_offset=0, sequence=0)
+    world.region._client.hset(world.region.layout.header_key(0), name, back.text)
+    world.heartbeat()
+    world.drain()
+    assert world.read() == b"2"
+    assert Row.parse(world.region.header(0)[name]).next_offset == 1
+
+
+def test_truncate_makes_every_entry_of_the_view_unreadable(world: World) -> None:
+    world.open()
+    old_read = f"p{world.stamp + 1:016x}{world.stamp + 1:016x}"
+    world.fill("contact:1")
+    world.fill("template:1")
+    world.change(None, op="t")
+    world.drain()
+    assert world.read("contact:1") is None
+    assert world.read("template:1") == b"1"
+    assert world.fill("contact:1", seen=old_read) == Filled(Outcome.REFUSED, "view")
+    assert world.fill("contact:1").outcome is Outcome.APPLIED
+
+
+def test_a_redis_that_restarted_empty_closes_and_opens_again(world: World) -> None:
+    world.open()
+    world.fill()
+    world.change({"id": 1})
+    world.region._client.flushdb()
+    world.drain()
+    assert world.fill() == Filled(Outcome.REFUSED, "closed")
+    world.open()
+    assert world.fill().outcome is Outcome.APPLIED
+
+
+def test_a_redis_rolled_back_while_nothing_happens_is_found_by_the_next_heartbeat(world: World) -> None:
+    world.open()
+    world.fill()
+    client, layout = world.region._client, world.region.layout
+    names = [layout.header_key(0), layout.fences_key(0), layout.entry_key(0, "contact:1")]
+    dumps = [client.dump(name) for name in names]
+    world.change({"id": 1})
+    world.drain()
+    assert world.read() is None
+    for name, dump in zip(names, dumps, strict=True):
+        client.restore(name, 0, dump, replace=True)
+    assert world.read() == b"1"  # what a restored dump serves until the worker looks
+    world.heartbeat()
+    world.drain()
+    assert world.read() is None
+
+
+def test_a_lost_fence_hash_refuses_and_comes_back_with_every_stamp(world: World) -> None:
+    world.open()
+    old_read = f"p{world.stamp + 1:016x}{world.stamp + 1:016x}"
+    world.change({"id": 1})
+    world.drain()
+    world.region._client.delete(world.region.layout.fences_key(0))
+    assert world.fill() == Filled(Outcome.REFUSED, "lost")
+    world.heartbeat()
+    world.drain()
+    assert world.fill(seen=old_read) == Filled(Outcome.REFUSED, "stripe")
+    assert world.fill().outcome is Outcome.APPLIED
+
+
+def test_a_hole_in_a_partition_closes_the_region_and_raises_an_alarm(world: World) -> None:
+    world.open()
+    world.change({"id": 1})
+    world.drain()
+    world.fill("contact:7")
+    world.change({"id": 2}, lost=1)
+    world.drain()
+    assert world.alarms("gap") == 1
+    assert world.fill("contact:7") == Filled(Outcome.REFUSED, "closed")
+    for _ in range(3):
+        world.heartbeat()
+        world.drain()
+    assert world.read("contact:7") is None
+
+
+def test_records_that_kafka_no_longer_has_are_a_gap(world: World) -> None:
+    world.open()
+    world.fill("contact:7")
+    world.change({"id": 7})
+    world.data.first[TOPIC, 0] = 1
+    world.drain(world.new_worker())
+    assert world.alarms("gap") == 1
+    assert world.read("contact:7") is None
+
+
+def test_an_unreadable_body_kills_its_views_and_the_stream_goes_on(world: World) -> None:
+    world.open()
+    world.fill("contact:1")
+    world.fill("template:1")
+    world.change({"id": 9}, body=b"\xff not json")
+    world.change({"id": 2})
+    world.drain()
+    assert world.read("contact:1") is None
+    assert world.read("template:1") == b"1"
+    assert world.registry.get_sample_value("staleproof_worker_records_quarantined_total") == 1
+    assert Row.parse(world.region.header(0)[row_field(TOPIC, 0)]).next_offset == 2
+
+
+def test_a_record_without_our_header_closes_its_views(world: World) -> None:
+    world.open()
+    world.fill("contact:1")
+    world.change({"id": 9})
+    log = world.data.log[TOPIC, 0]
+    log[-1] = msgspec.structs.replace(log[-1], header=None)
+    world.drain()
+    assert world.fill("contact:1") == Filled(Outcome.REFUSED, "closed")
+    assert world.alarms("closed") == 1
+    for _ in range(3):
+        world.heartbeat()
+        world.drain()
+    assert world.read("contact:1") is None
+    assert world.fill("contact:1").outcome is Outcome.APPLIED
+
+
+def test_a_new_epoch_closes_every_region_once(world: World) -> None:
+    world.open()
+    world.fill()
+    world.epoch, world.lsn = 2, 5  # a promoted standby: the LSN goes down
+    world.publish(encode_control(EpochStarted(source="shop", history=HISTORY, epoch=2, reason="slot was re-created")))
+    world.change({"id": 3})
+    world.drain()
+    assert world.read() is None
+    assert world.fill() == Filled(Outcome.REFUSED, "closed")
+    for _ in range(3):
+        world.heartbeat()
+        world.drain()
+    assert world.fill().outcome is Outcome.APPLIED
+    world.change({"id": 1})
+    world.drain()
+    assert world.read() is None
+
+
+def test_a_read_of_another_server_history_is_refused(world: World) -> None:
+    world.open()
+    view = VIEWS.views["contact"]
+    tail = encode_tail(view="contact", key="contact:1", seen=f"p{9999:016x}{9999:016x}", payload=b"", as_of_ms=1)
+    _, stripe = world.region.layout.place("contact:1")
+    request = Fill(
+        key="contact:1", stripe=stripe, view="contact", digest=view.digest, history="78:1", lead="1fvj", tail=tail,
+        ttl_ms=0,
+    )  # fmt: skip
+    assert world.region.fill(0, request) == Filled(Outcome.REFUSED, "history")
+
+
+def test_a_proof_beyond_what_can_exist_is_refused_as_forged(world: World) -> None:
+    world.open()
+    assert world.fill(seen=f"p{1 << 40:016x}{1 << 40:016x}") == Filled(Outcome.REFUSED, "forged")
+
+
+def test_a_worker_that_starts_again_goes_on_where_the_region_stands(world: World) -> None:
+    world.open()
+    world.change({"id": 1})
+    world.drain()
+    world.fill(payload=b"2")
+    second = world.new_worker()
+    world.change({"id": 5})
+    world.drain(second)
+    assert world.read() == b"2"
+    assert Row.parse(world.region.header(0)[row_field(TOPIC, 0)]).next_offset == 2
+
+
+def test_a_worker_left_behind_by_another_steps_back(world: World) -> None:
+    world.open()
+    second = world.new_worker()
+    for i in range(3):
+        world.change({"id": i})
+    world.drain(second)
+    world.change({"id": 4})
+    world.drain()
+    assert Row.parse(world.region.header(0)[row_field(TOPIC, 0)]).next_offset == 4
+
+
+def test_a_swallowed_reply_is_not_applied_twice_nor_lost(world: World) -> None:
+    world.open()
+    world.change({"id": 1})
+    send = world.region.apply
+
+    def swallow(shard: int, batch: object) -> object:
+        send(shard, batch)  # type: ignore[arg-type]
+        world.region.apply = send  # type: ignore[method-assign]
+        raise TransientError("the reply was lost")
+
+    world.region.apply = swallow  # type: ignore[method-assign, assignment]
+    with pytest.raises(TransientError):
+        world.drain()
+    world.fill(payload=b"2")
+    world.drain()
+    assert world.read() == b"2"
+
+
+def test_a_changed_view_begins_closed(world: World) -> None:
+    world.open()
+    world.fill()
+    changed = load_views(
+        """
+version: 1
+views:
+  contact: {key: "contact:{id}", mode: invalidate, tables: {public.contacts: {columns: [email]}}}
+  template: {key: "template:{id}", mode: refresh, tables: {public.templates: {}}}
+""",
+        place="views.yaml",
+    )
+    world.fill("template:1")
+    worker = Worker(
+        source="shop", region=world.region, views=changed, data=world.data, control=world.control,
+        metrics=world.metrics, limits=Limits(),
+    )  # fmt: skip
+    world.drain(worker)
+    assert world.read("contact:1") is None
+    assert world.read("template:1") == b"1"
+    for _ in range(3):
+        world.heartbeat()
+        world.drain(worker)
+    assert world.read("contact:1") is None
+
+
+def test_no_alarm_without_a_fault(world: World) -> None:
+    world.open()
+    for i in range(50):
+        world.change({"id": i % 7}, partition=(TOPIC, i % 2))
+        if i % 10 == 0:
+            world.heartbeat()
+            world.drain()
+    world.drain()
+    samples = [s for metric in world.registry.collect() for s in metric.samples if s.name.endswith("_alarms_total")]
+    assert sum(sample.value for sample in samples) == 0
