@@ -6,6 +6,7 @@ libpq quotes pieces of a connection string it cannot parse, hence such messages 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
@@ -32,6 +34,9 @@ _CONFIGURATION = (
     "SSL",
 )
 """What a refused connection says when only a person can mend it; anything else may pass by itself."""
+
+
+_PORTS = re.compile(r"[0-9,]*")
 
 
 class ReplicaIdentity(StrEnum):
@@ -54,6 +59,7 @@ class ServerFacts:
     in_recovery: bool
     system_identifier: str
     database: str
+    encoding: str
     user: str
     may_replicate: bool
 
@@ -62,9 +68,11 @@ class ServerFacts:
 class SlotFacts:
     """A replication slot. `wal_status` is `lost` when changes are gone."""
 
+    name: str
     plugin: str | None
     database: str | None
     active: bool
+    two_phase: bool
     wal_status: str | None
 
 
@@ -143,6 +151,11 @@ def has_password(dsn: str) -> bool:
     return "password" in _parameters(dsn)
 
 
+def quoted(name: str) -> str:
+    """A name, or `schema.table`, as SQL writes it."""
+    return ".".join(sql.Identifier(piece).as_string() for piece in name.split(".", 1))
+
+
 def server_facts(database: Database) -> ServerFacts:
     """The server and what the connected role may do there."""
     row = _one(
@@ -151,7 +164,7 @@ def server_facts(database: Database) -> ServerFacts:
         SELECT current_setting('server_version_num')::int, current_setting('wal_level'),
                current_setting('max_replication_slots')::int, (SELECT count(*) FROM pg_replication_slots),
                pg_is_in_recovery(), (SELECT system_identifier::text FROM pg_control_system()),
-               current_database(), current_user,
+               current_database(), current_setting('server_encoding'), current_user,
                (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)
         """,
     )
@@ -164,8 +177,9 @@ def server_facts(database: Database) -> ServerFacts:
         in_recovery=row[4],
         system_identifier=row[5],
         database=row[6],
-        user=row[7],
-        may_replicate=bool(row[8]),
+        encoding=row[7],
+        user=row[8],
+        may_replicate=bool(row[9]),
     )
 
 
@@ -173,10 +187,13 @@ def slot_facts(database: Database, name: str) -> SlotFacts | None:
     """The replication slot of that name, if there is one."""
     row = _one(
         database,
-        "SELECT plugin, database, active, wal_status FROM pg_replication_slots WHERE slot_name = %s",
+        "SELECT plugin, database, active, two_phase, wal_status FROM pg_replication_slots WHERE slot_name = %s",
         (name,),
     )
-    return None if row is None else SlotFacts(plugin=row[0], database=row[1], active=row[2], wal_status=row[3])
+    if row is None:
+        return None
+    plugin, base, active, two_phase, wal_status = row
+    return SlotFacts(name=name, plugin=plugin, database=base, active=active, two_phase=two_phase, wal_status=wal_status)
 
 
 def publication_facts(database: Database, name: str) -> PublicationFacts | None:
@@ -286,8 +303,9 @@ def _parameters(dsn: str) -> dict[str, Any]:
         parameters = conninfo_to_dict(dsn)
     except psycopg.Error:
         parameters = {}
-    # With an unescaped @ or / in the password, what libpq takes for the host is the password's second half.
-    if not parameters or "@" in str(parameters.get("host", "")):
+    # With an unescaped @ or / in the password, what libpq takes for host, port or database is a piece of the password.
+    strange = "@" in f"{parameters.get('host', '')}{parameters.get('dbname', '')}"
+    if not parameters or strange or not _PORTS.fullmatch(str(parameters.get("port", ""))):
         raise ConfigError(
             "source.dsn is not a connection string: write postgresql://user:password@host:5432/database, "
             "and percent-encode special characters of the password"

@@ -43,7 +43,7 @@ def describe(options: Connection) -> RedisFacts:
         redis.exceptions.AuthorizationError,
     ) as error:
         raise ConfigError(
-            f"Redis refuses the login or INFO ({_code(error)}): correct url, username, password or ACL"
+            f"Redis refuses the login or INFO ({type(error).__name__}): correct url, username, password or ACL"
         ) from None
     except redis.TimeoutError:
         raise TransientError(
@@ -52,7 +52,7 @@ def describe(options: Connection) -> RedisFacts:
     except (redis.ConnectionError, OSError) as error:
         raise TransientError(f"Redis cannot be reached ({_reason(error)}): start it, or correct url") from None
     except redis.RedisError as error:
-        raise TransientError(f"Redis answers with an error ({_code(error)}): look at its log") from None
+        raise TransientError(f"Redis answers with an error ({type(error).__name__}): look at its log") from None
     finally:
         client.close()
     return _facts(info, refusal)
@@ -89,11 +89,6 @@ def _facts(info: dict[str, object], refusal: str | None) -> RedisFacts:
         is_cluster=str(info.get("cluster_enabled", 0)) == "1",
         refusal=refusal,
     )
-
-
-def _code(error: Exception) -> str:
-    """The first word of a reply is its code; the rest may name keys and users."""
-    return (str(error).split() or [type(error).__name__])[0][:40]
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What Kafka says about itself: brokers, version, topics. Door: kafka-python."""
+"""What Kafka says about itself: brokers, version, topics. Door: kafka-python, beside kafka_admin.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-from kafka.errors import AuthenticationFailedError, KafkaError, UnsupportedSaslMechanismError
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
 
 from cdc.errors import ConfigError, TransientError
 from consumers.settings import KafkaSettings
@@ -46,15 +46,17 @@ def describe_cluster(settings: KafkaSettings, topics: Sequence[str] = ()) -> Kaf
 @contextmanager
 def _admin(settings: KafkaSettings) -> Iterator[Any]:
     place = f"Kafka at {settings.bootstrap_servers}"
-    remedy = "start it, or correct kafka.bootstrap_servers"
+    remedy = "start it, or correct kafka.bootstrap_servers or security_protocol"
     try:
         admin = KafkaAdminClient(**_client_options(settings))
         try:
             yield admin
         finally:
             admin.close()
-    except (AuthenticationFailedError, UnsupportedSaslMechanismError) as error:
-        raise ConfigError(f"{place} refuses the login ({type(error).__name__}): correct kafka.sasl_*") from None
+    except (AuthorizationError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError) as error:
+        raise ConfigError(
+            f"{place} refuses us ({type(error).__name__}): correct kafka.sasl_* or the cluster's ACLs"
+        ) from None
     except KafkaError as error:
         wait = f"within {settings.request_timeout_seconds} s"
         raise TransientError(f"{place} cannot be reached {wait} ({type(error).__name__}): {remedy}") from None
