@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -19,6 +18,7 @@ from cdc.control import EpochStarted, Heartbeat, Raise, decode_control
 from cdc.envelope import RecordHeader, decode_header, decode_value
 from cdc.errors import BadRecord, GapError, TransientError
 from cdc.events import stamp_text
+from consumers.stream import Partition, Record, Stream
 from consumers.telemetry import WorkerMetrics
 from invalidator.entry import encode_tail
 from invalidator.guard import (
@@ -40,43 +40,11 @@ from invalidator.views import Views
 
 log = structlog.get_logger()
 
-Partition = tuple[str, int]
 FORGERY_MARGIN = 1 << 24
 """A proof may claim stamps so far beyond the newest heartbeat's; more is forged."""
 
 PENDING_HEARTBEATS_MAX = 256
 BACKOFF_SECONDS_MAX = 2.0
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One Kafka record. `header` is the connector's; `leader_epoch` -1 when the broker did not say."""
-
-    topic: str
-    partition: int
-    offset: int
-    leader_epoch: int
-    key: bytes | None
-    value: bytes | None
-    header: bytes | None
-
-
-class Stream(Protocol):
-    """Records of partitions that the caller chooses, from offsets that the caller knows."""
-
-    def assign(self, offsets: dict[Partition, int]) -> None:
-        """Read exactly these partitions from these offsets."""
-
-    def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
-        """Records that are there, or the first to come. Raises TransientError, GapError."""
-
-    def bounds(self, partition: Partition) -> tuple[int, int]:
-        """First offset that exists and end offset."""
-
-    def partitions(self, topics: Iterable[str]) -> list[Partition]:
-        """Partitions of those topics that exist."""
-
-    def commit(self, offsets: dict[Partition, int]) -> None:
-        """Tell Kafka, for lag displays only."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from cdc.envelope import HEADER_NAME, decode_header
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import Offset
-from consumers.invalidate import Record
 from consumers.settings import KafkaSettings
+from consumers.stream import Record
 
 LARGEST_RECORD_BYTES = 16 << 20
 """Kafka's own default of 1 MiB is below one row with a large text; topics that we make allow this much."""

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from cdc.control import EpochStarted, Heartbeat, encode_control
 from cdc.errors import TransientError
 from cdc.events import Position
-from consumers.invalidate import Limits, Partition, Record, Worker
+from consumers.invalidate import Limits, Worker
+from consumers.stream import Partition, Record
 from consumers.telemetry import WorkerMetrics
 from invalidator.entry import Content, Kind, decode, encode_tail, lead
 from invalidator.guard import Fill, Outcome
@@ -144,7 +145,7 @@ class World:
 
     def fill(self, key: str = "contact:1", seen: str | None = None, payload: bytes = b"1") -> Filled:
         """Offer a value; by default its read saw everything so far."""
-        view = VIEWS.views[key.split(":")[0]]
+        view = VIEWS.views[key.split(":", maxsplit=1)[0]]
         seen = seen or f"p{self.stamp + 1:016x}{self.stamp + 1:016x}"
         shard, stripe = self.region.layout.place(key)
         tail = encode_tail(view=view.name, key=key, seen=seen, payload=payload, as_of_ms=1)
@@ -157,7 +158,7 @@ class World:
         )  # fmt: skip
 
     def read(self, key: str = "contact:1") -> bytes | None:
-        view = VIEWS.views[key.split(":")[0]]
+        view = VIEWS.views[key.split(":", maxsplit=1)[0]]
         found = self.region.read(self.region.layout.place(key)[0], key, view.name, view.digest)
         return None if found.entry is None else decode(found.entry).payload
 
