@@ -1,0 +1,375 @@
+"""`python -m infra.demo`: the whole path on real servers, under load, and then the proof that no entry is wrong.
+
+    start servers -> schema and data -> capture, three workers -> writer, readers, probe (warm-up, then measured)
+    -> writer stops -> streams drain -> readers stop -> every entry is compared with the database
+
+The last line of the output is one JSON object. The exit code is 0 only if everything that it should show is shown; with
+--naive, that is a comparison which finds stale entries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import msgspec
+import psycopg
+import yaml
+
+from infra import stack
+from infra.demo import screen
+from infra.demo.crew import Crew, DemoError, last_line, wait_for
+from infra.demo.data import Sizes, load
+from infra.demo.regions import RegionWatch
+from infra.demo.screen import RegionState, Screen, State
+from infra.processes import StackError
+
+REGIONS = ("eu", "us", "ap")
+SOURCE = "demo"
+HERE = Path(__file__).resolve().parent
+
+WARM_UP_SECONDS = 5.0
+MAILS_PER_SECOND = 150.0
+"""Each region's. Bounded, so that what is measured is not the queue for two processors."""
+
+LINGER_SECONDS = 2.0
+"""Readers go on for so long after the last change was applied."""
+
+READY_LIMIT_SECONDS = 60.0
+DRAIN_LIMIT_SECONDS = 60.0
+COMPARE_LIMIT_SECONDS = 60.0
+TICK_SECONDS = 0.25
+SAMPLES_MIN_PER_SECOND = 3
+HIT_RATIO_MIN = 0.5
+SERVER_DATA = ("postgres", "kafka", "redis-eu", "redis-us", "redis-ap")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says."""
+
+    seconds: float
+    rate: float
+    seed: int
+    json_only: bool
+    naive: bool
+    directory: Path
+
+
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes counted while it was measured."""
+
+    changes: int
+    reads: int
+    hits: int
+    refused: int
+    samples: int
+    timeouts: int
+    unfilled: int
+    p50_ms: float
+    p99_ms: float
+
+
+class Demo:
+    """One run, from prepared servers to the verdict."""
+
+    def __init__(self, options: Options, servers: stack.Stack, place: Path, look: Screen) -> None:
+        self._options = options
+        self._servers = servers
+        self._place = place
+        self._look = look
+        self._watch = RegionWatch(servers.redis_urls)
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]),
+            "DEMO_DSN": servers.postgres_dsn,
+            "DEMO_KAFKA": servers.kafka_bootstrap,
+            **{f"DEMO_REDIS_{name.upper()}": url for name, url in servers.redis_urls.items()},
+        }
+        self._baseline = place / "baseline.json"
+
+    def run(self) -> int:
+        """Everything; returns the exit code."""
+        self._prepare()
+        with Crew(self._place / "logs", self._environment) as crew:
+            self._start_pipeline(crew)
+            self._look.say("under load: writer, readers and probe have started")
+            self._start_load(crew)
+            counted = self._under_load(crew)
+            verdict = self._compare()
+            crew.check()
+        return self._conclude(counted, verdict)
+
+    # -- before
+
+    def _prepare(self) -> None:
+        self._look.say("loading the platform's data")
+        with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
+            connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))  # type: ignore[arg-type]
+            load(connection, self._options.seed, Sizes())
+        self._compare_process("baseline")
+        shutil.copy(HERE / "views.yaml", self._place / "views.yaml")
+        settings = {
+            "source": {"name": SOURCE, "dsn": self._servers.postgres_dsn},
+            "kafka": {"bootstrap_servers": self._servers.kafka_bootstrap},
+            "regions": {name: {"url": url} for name, url in self._servers.redis_urls.items()},
+        }
+        (self._place / "staleproof.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+    def _start_pipeline(self, crew: Crew) -> None:
+        """Capture and one worker per region; returns when every region is served."""
+        config = ("--config", str(self._place / "staleproof.yaml"))
+        crew.service("capture", "consumers.cli", "capture", *config)
+        if self._options.naive:
+            for name, url in self._servers.redis_urls.items():
+                crew.child(f"worker-{name}", "infra.demo.naive", "--source", SOURCE, DEMO_REDIS=url)
+            wait_for(crew, "the plain workers read", self._naive_workers(crew, "ready"), READY_LIMIT_SECONDS)
+            wait_for(crew, "capture has a slot", lambda: self._confirmed_lsn() > 0, READY_LIMIT_SECONDS)
+            return
+        wait_for(crew, "capture has a slot", lambda: self._confirmed_lsn() > 0, READY_LIMIT_SECONDS)
+        for name in REGIONS:
+            crew.service(f"worker-{name}", "consumers.cli", "invalidate", "--region", name, *config)
+        wait_for(crew, "the regions are open", self._watch.is_open, READY_LIMIT_SECONDS)
+
+    def _naive_workers(self, crew: Crew, count: str) -> Any:
+        return lambda: crew.total(count, prefix="worker-") == len(REGIONS)
+
+    def _start_load(self, crew: Crew) -> None:
+        seed = ("--seed", str(self._options.seed))
+        naive = ("--naive",) if self._options.naive else ()
+        for name, url in self._servers.redis_urls.items():
+            crew.child(
+                f"readers-{name}", "infra.demo.readers", "--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *naive,
+                DEMO_REDIS=url,
+            )  # fmt: skip
+        crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive)
+        crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed)
+
+    # -- under load
+
+    def _under_load(self, crew: Crew) -> Counted:
+        self._pass_time(crew, "warming up", WARM_UP_SECONDS)
+        crew.order("measure")
+        self._pass_time(crew, "under load", self._options.seconds)
+        writer = crew.children["writer"].finish()
+        probe = crew.children["probe"].finish()
+        self._look.say("the last change is committed; draining")
+        self._drain(crew)
+        self._pass_time(crew, "drained", LINGER_SECONDS)
+        for name in REGIONS:
+            crew.children[f"readers-{name}"].order("stop")
+        for name in REGIONS:
+            crew.children[f"readers-{name}"].finish()
+        hits = crew.total("hit", prefix="readers-")
+        served = ("miss", "closed", "cold", "down", "foreign")
+        return Counted(
+            changes=int(writer["changes"]),
+            reads=hits + sum(crew.total(name, prefix="readers-") for name in served),
+            hits=hits,
+            refused=crew.total("refused", prefix="readers-"),
+            samples=int(probe["samples"]),
+            timeouts=int(probe["timeouts"]),
+            unfilled=int(probe["unfilled"]),
+            p50_ms=probe["p50"],
+            p99_ms=probe["p99"],
+        )
+
+    def _pass_time(self, crew: Crew, phase: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        before, since = _counts(crew), time.monotonic()
+        while time.monotonic() < deadline:
+            time.sleep(min(TICK_SECONDS, max(0.0, deadline - time.monotonic())))
+            crew.check()
+            now = _counts(crew)
+            self._look.show(self._state(crew, phase, before, now, time.monotonic() - since))
+            before, since = now, time.monotonic()
+
+    def _state(
+        self, crew: Crew, phase: str, before: Mapping[str, int], now: Mapping[str, int], seconds: float
+    ) -> State:
+        probe = crew.children["probe"].latest
+        standings = {} if self._options.naive else self._watch.standings()
+        regions = {}
+        for name in REGIONS:
+            hits, misses = now[f"hit {name}"], now[f"miss {name}"]
+            reads = hits + misses - before[f"hit {name}"] - before[f"miss {name}"]
+            regions[name] = RegionState(
+                lag_ms=max(0, int(time.time() * 1000) - standings[name].time_ms) if standings else None,
+                reads_per_second=max(0, reads) / seconds,
+                hit_ratio=hits / max(1, hits + misses),
+                refused=now[f"refused {name}"],
+            )
+        return State(
+            phase=phase,
+            changes=now["changes"],
+            changes_per_second=max(0, now["changes"] - before["changes"]) / seconds,
+            p50_ms=probe.get("p50", 0.0),
+            p99_ms=probe.get("p99", 0.0),
+            regions=regions,
+        )
+
+    # -- after
+
+    def _drain(self, crew: Crew) -> None:
+        """Wait until every region has applied all that was committed before now."""
+        lsn = self._ask("SELECT pg_current_wal_insert_lsn() - '0/0'")
+        if not self._options.naive:
+            wait_for(crew, "the regions have caught up", lambda: self._watch.has_passed(lsn), DRAIN_LIMIT_SECONDS)
+            return
+        wait_for(crew, "Kafka has every change", lambda: self._confirmed_lsn() >= lsn, DRAIN_LIMIT_SECONDS)
+        for name in REGIONS:
+            crew.children[f"worker-{name}"].order("drain")
+        wait_for(crew, "the plain workers have caught up", self._naive_workers(crew, "drained"), DRAIN_LIMIT_SECONDS)
+
+    def _confirmed_lsn(self) -> int:
+        """What the slot's reader has confirmed: Kafka has everything before it. 0 without a reader."""
+        return self._ask(
+            "SELECT coalesce(max(confirmed_flush_lsn - '0/0'), 0) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+        )
+
+    def _ask(self, query: str) -> int:
+        with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
+            row = connection.execute(query).fetchone()  # type: ignore[arg-type]  # literals of this file
+            assert row is not None
+            return int(row[0])
+
+    def _compare(self) -> dict[str, Any]:
+        self._look.say("comparing every entry with the database")
+        naive = ("--naive",) if self._options.naive else ()
+        verdict: dict[str, Any] = msgspec.json.decode(self._compare_process("entries", "--regions", *REGIONS, *naive))
+        return verdict
+
+    def _compare_process(self, *arguments: str) -> bytes:
+        log = self._place / "logs" / "compare.log"
+        command = [sys.executable, "-m", "infra.demo.compare", *arguments, "--file", str(self._baseline)]
+        with log.open("ab") as sink:
+            try:
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=sink, env=self._environment, stdin=subprocess.DEVNULL,
+                    timeout=COMPARE_LIMIT_SECONDS, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise DemoError(f"the comparison took more than {COMPARE_LIMIT_SECONDS:.0f} s") from None
+        if done.returncode != 0:
+            raise DemoError(f"the comparison could not be made: {last_line(log)} (see {log})")
+        return done.stdout
+
+    def _conclude(self, counted: Counted, verdict: Mapping[str, Any]) -> int:
+        for fault in verdict["faults"]:
+            print(f"stale: {fault}", file=sys.stderr)
+        faults = [*verdict["complaints"], *shortcomings(counted, verdict, self._options)]
+        for fault in faults:
+            print(f"not shown: {fault}", file=sys.stderr)
+        if self._options.naive and verdict["stale"]:
+            print(f"as expected, the plain cache holds {verdict['stale']} stale entries", file=sys.stderr)
+        print(msgspec.json.encode(result(counted, verdict)).decode(), flush=True)
+        return 1 if faults else 0
+
+
+def result(counted: Counted, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """The last line."""
+    return {
+        "changes": counted.changes,
+        "regions": len(REGIONS),
+        "invalidation_ms": {"p50": counted.p50_ms, "p99": counted.p99_ms},
+        "reads": counted.reads,
+        "hit_ratio": round(counted.hits / max(1, counted.reads), 4),
+        "fills_refused": counted.refused,
+        "checked_entries": verdict["checked"],
+        "checked_changed_entries": verdict["changed"],
+        "stale_entries": verdict["stale"],
+    }
+
+
+def shortcomings(counted: Counted, verdict: Mapping[str, Any], options: Options) -> list[str]:
+    """What this run should have shown and did not."""
+    found = []
+    if options.naive and not verdict["stale"]:
+        found.append("a stale entry in the plain cache: run it for longer, or at a higher rate")
+    if not options.naive and verdict["stale"]:
+        found.append(f"that no entry is stale: {verdict['stale']} are")
+    if counted.hits < HIT_RATIO_MIN * counted.reads:
+        found.append(f"a cache: only {counted.hits} of {counted.reads} reads were hits")
+    if counted.samples < SAMPLES_MIN_PER_SECOND * options.seconds:
+        found.append(f"how fast invalidations are: only {counted.samples} samples")
+    if counted.timeouts:
+        found.append(f"that every change arrives: {counted.timeouts} old values stayed")
+    if counted.unfilled and not options.naive:
+        found.append(f"that a quiet entry can be filled: {counted.unfilled} could not")
+    if counted.changes < 0.8 * options.rate * options.seconds:
+        found.append(f"{options.rate:.0f} changes per second: only {counted.changes} in {options.seconds:.0f} s")
+    return found
+
+
+def _counts(crew: Crew) -> dict[str, int]:
+    counts = {"changes": crew.total("changes", prefix="writer")}
+    for name in REGIONS:
+        for count in ("hit", "miss", "refused"):
+            counts[f"{count} {name}"] = crew.total(count, prefix=f"readers-{name}")
+    return counts
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def run_directory(parent: Path) -> Iterator[Path]:
+    """A directory of this run's own: every run begins with empty servers. Their data goes with it, logs stay."""
+    parent.mkdir(parents=True, exist_ok=True)
+    place = parent / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
+    (place / "logs").mkdir(parents=True)
+    try:
+        yield place
+    finally:
+        for name in SERVER_DATA:
+            shutil.rmtree(place / name, ignore_errors=True)
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    """The options of a command line."""
+    parser = argparse.ArgumentParser(prog="python -m infra.demo", description="The main job, on real servers.")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of measured load, after the warm-up [30]")
+    parser.add_argument("--rate", type=float, default=300.0, help="row changes per second [300]")
+    parser.add_argument("--seed", type=int, default=1, help="of data and workload [1]")
+    parser.add_argument("--json-only", action="store_true", help="print the last line only")
+    parser.add_argument("--naive", action="store_true", help="a plain cache instead: the comparison should fail")
+    parser.add_argument("--directory", type=Path, default=stack.DEFAULT_DIRECTORY / "demo", help="for data and logs")
+    options = parser.parse_args(arguments)
+    if options.seconds <= 0 or options.rate <= 0:
+        parser.error("--seconds and --rate must be more than 0")
+    return Options(**vars(options))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        with run_directory(options.directory.resolve()) as place, screen.choose(silent=options.json_only) as look:
+            look.say("starting PostgreSQL, Kafka and three Redis servers")
+            with stack.Stack.start(place, regions=REGIONS) as servers:
+                return Demo(options, servers, place, look).run()
+    except stack.MissingPrerequisite as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (StackError, DemoError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
