@@ -90,7 +90,7 @@ def test_the_port_is_free_again_afterwards_and_taken_meanwhile(registry):
     def healthy() -> Health:
         return Health(live=True, ready=True)
 
-    refusal = pytest.raises(ConfigError, match="cannot listen on 127.0.0.1:.*free port or 0")
+    refusal = pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:.*free port or 0")
     with serve_http(host="127.0.0.1", port=0, health=healthy, registry=registry) as port, refusal:
         serve_http(host="127.0.0.1", port=port, health=healthy, registry=registry).__enter__()
     with serve_http(host="127.0.0.1", port=port, health=healthy, registry=registry) as again:
