@@ -138,7 +138,7 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
     tables = questions.published_tables(source.publication)
     _ensure_topics(admin, settings, tables)
 
-    slot = _free_slot(questions, source, stop)
+    slot = _free_slot(questions, source, stop, gap)
     stream = PostgresStream(
         dsn=source.dsn.get_secret_value(),
         slot=source.slot,
@@ -202,9 +202,12 @@ def _ensure_topics(admin: Admin, settings: Settings, tables: Sequence[str]) -> N
     )
 
 
-def _free_slot(questions: PostgresSource, source: SourceSettings, stop: threading.Event) -> Slot | None:
-    """The slot once nobody reads it; None when there is none, or only one whose log is gone (it is dropped).
+def _free_slot(
+    questions: PostgresSource, source: SourceSettings, stop: threading.Event, gap: str | None
+) -> Slot | None:
+    """The slot once nobody reads it; None when there is none, or only one that cannot give what it should.
 
+    Such a one is dropped: its log is gone, or (`gap`) leads again and again to the place where changes are missing.
     The server needs a moment to notice that a killed process no longer reads.
     """
     deadline = time.monotonic() + source.connect_timeout_seconds
@@ -216,11 +219,11 @@ def _free_slot(questions: PostgresSource, source: SourceSettings, stop: threadin
                 f"slot {source.slot!r} is read by process {slot.active_pid} of the server: only one capture may read"
                 " a slot; stop the other one, or name another source.slot and source.name"
             )
-    if slot is not None and slot.lost is not None:
-        log.error("slot_lost", slot=source.slot, reason=slot.lost)
-        questions.drop_slot(source.slot)
-        return None
-    return slot
+    if slot is None or (slot.lost is None and gap is None):
+        return slot
+    log.critical("slot_dropped", slot=source.slot, reason=slot.lost or gap)
+    questions.drop_slot(source.slot)
+    return None
 
 
 def _allowed_rebuild(memory: SlotMemory | None) -> list[int]:
@@ -522,7 +525,7 @@ class Capture:
         if self._outstanding is None and now >= self._beat_due:
             self._beat_number += 1
             self._outstanding = self._beat_number
-            self._beat_due = now + self._source.heartbeat_interval_ms / 1000
+            self._beat_due = max(now, self._beat_due + self._source.heartbeat_interval_ms / 1000)
             self.heartbeats.commit(self._beat_number)
 
     def _remember(self) -> None:

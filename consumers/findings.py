@@ -116,15 +116,23 @@ def _judge_slot(server: ServerFacts, slot: SlotFacts | None, source: SourceSetti
         yield _ok(subject, "is in use" if slot.active else "exists")
 
 
+def create_publication(name: str, tables: Iterable[TableFacts]) -> str:
+    """The statement that publishes these tables, partitioned ones under their own names."""
+    listed = list(tables)
+    root = " WITH (publish_via_partition_root = true)" if any(table.partitioned for table in listed) else ""
+    names = ", ".join(quoted(table.name) for table in listed) or "schema.table"
+    return f"CREATE PUBLICATION {quoted(name)} FOR TABLE {names}{root};"
+
+
 def judge_publication(
     publication: PublicationFacts | None, source: SourceSettings, views: Views, tables: Mapping[str, TableFacts]
 ) -> Iterator[Finding]:
     """Whether every change that a view needs is sent. `tables` are those of the views and of the publication."""
     subject, name = f"publication {source.publication}", quoted(source.publication)
     needed = sorted(table for table in views.by_table if table in tables)
-    listed = ", ".join(map(quoted, needed)) or "…"
+    create = create_publication(source.publication, [tables[table] for table in needed])
     if publication is None:
-        yield _fail(subject, "does not exist", f"CREATE PUBLICATION {name} FOR TABLE {listed};")
+        yield _fail(subject, "does not exist", create)
         return
     missing = [operation for operation in OPERATIONS if operation not in publication.operations]
     if missing:
@@ -132,7 +140,7 @@ def judge_publication(
         yield _fail(subject, f"does not send {', '.join(missing)}", fix)
     if publication.all_tables:
         text = "is FOR ALL TABLES: a table without a primary key, today's or tomorrow's, then refuses UPDATE and DELETE"
-        yield _fail(subject, text, f"DROP PUBLICATION {name}; CREATE PUBLICATION {name} FOR TABLE {listed};")
+        yield _fail(subject, text, f"DROP PUBLICATION {name}; {create}")
     yield from _judge_coverage(publication, subject, views, tables, needed)
     yield from _judge_identities(publication, tables)
 

@@ -10,14 +10,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import msgspec
 import structlog
+from prometheus_client import CollectorRegistry
 
 from cdc.control import EpochStarted, Heartbeat, Raise, decode_control
 from cdc.envelope import RecordHeader, decode_header, decode_value
 from cdc.errors import BadRecord, GapError, TransientError
 from cdc.events import stamp_text
+from consumers.kafka import RecordStream
+from consumers.regions import open_region, read_views
+from consumers.service import Health, serve_http
+from consumers.settings import Settings
 from consumers.stream import Partition, Record, Stream
 from consumers.telemetry import WorkerMetrics
 from invalidator.entry import encode_tail
@@ -44,6 +50,7 @@ FORGERY_MARGIN = 1 << 24
 """A proof may claim stamps so far beyond the newest heartbeat's; more is forged."""
 
 PENDING_HEARTBEATS_MAX = 256
+BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 2.0
 
 
@@ -96,6 +103,13 @@ class Worker:
         self._beats: deque[Beat] = deque(maxlen=64)
         self._pending: deque[Heartbeat] = deque()
         self._lost = True  # believes nothing yet
+        self._passed_at: float | None = None
+        self._closed: dict[int, int] = {}
+
+    @property
+    def progress(self) -> tuple[float | None, int]:
+        """When a heartbeat last passed through every row (monotonic seconds), and how many scopes are closed."""
+        return self._passed_at, sum(self._closed.values())
 
     # -- one turn ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +157,7 @@ class Worker:
             rows = {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
             self._next[shard] = {name: row.next_offset for name, row in rows.items()}
             epochs.append(header["e"][:8])
-            self._show_scopes(header)
+            self._show_scopes(shard, header)
             for name, row in rows.items():  # where shards differ, reading starts at the hindmost
                 if self._next[shard][name] == self._smallest_so_far(shard, name):
                     self._sequence[name] = row.sequence
@@ -417,10 +431,10 @@ class Worker:
                 raise _Moved(outcome.value)
             if outcome is Outcome.APPLIED:
                 self._metrics.watermark_ms.set(reached.time_ms)
-                self._metrics.last_pass.set(time.time())
+                self._passed_at = time.monotonic()
             if opened:
                 log.info("scopes_opened", region=self._region.name, shard=shard, scopes=opened)
-                self._show_scopes(self._region.header(shard))
+                self._show_scopes(shard, self._region.header(shard))
         self._data.commit(
             {p: self._smallest(row_field(*p)) for p, _ in self._barriers(reached) if row_field(*p) in self._next[0]}
         )
@@ -451,14 +465,14 @@ class Worker:
             if self._region.close(shard, request) is Outcome.APPLIED:
                 self._metrics.closings.labels(cause="epoch").inc()
                 log.warning("epoch_started", region=self._region.name, shard=shard, epoch=epoch, reason=reason)
-                self._show_scopes(self._region.header(shard))
+                self._show_scopes(shard, self._region.header(shard))
         self._epoch = max(self._epoch, epoch)
 
     def _close_region(self, reason: str) -> None:
         self._alarm("gap", reason)
         for shard in self._shards:
             self._region.close(shard, Close(scope=REGION_SCOPE, offset=self._control_end()))
-            self._show_scopes(self._region.header(shard))
+            self._show_scopes(shard, self._region.header(shard))
 
     def _close_views(self, table: str, reason: str) -> None:
         for view in sorted(self._planner.views_of(table)):
@@ -468,7 +482,7 @@ class Worker:
         self._alarm("closed", f"view {view}: {reason}")
         for shard in self._shards:
             self._region.close(shard, Close(scope=view_scope(view), offset=self._control_end()))
-            self._show_scopes(self._region.header(shard))
+            self._show_scopes(shard, self._region.header(shard))
 
     def _alarm(self, kind: str, reason: str) -> None:
         self._metrics.alarms.labels(kind=kind).inc()
@@ -481,21 +495,84 @@ class Worker:
             offset=record.offset, reason=reason,
         )  # fmt: skip
 
-    def _show_scopes(self, header: dict[str, str]) -> None:
+    def _show_scopes(self, shard: int, header: dict[str, str]) -> None:
         closed = sum(text.startswith("c") for name, text in header.items() if name.startswith("s:"))
-        self._metrics.closed_scopes.set(closed)
+        self._closed[shard] = closed
+        self._metrics.closed_scopes.set(sum(self._closed.values()))
 
 
-def drive(worker: Worker, stop: threading.Event, metrics: WorkerMetrics) -> None:
+def run(settings: Settings, region: str, stop: threading.Event) -> None:
+    """Apply the source's stream to `region` until `stop`; what is under way is finished first. Raises FatalError."""
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    views = read_views(settings.views)
+    group = f"staleproof-{settings.source.name}-{region}"
+    with ExitStack() as resources:
+        streams = []
+        for _ in range(2):
+            stream = RecordStream(settings.kafka, group=group, queued_kilobytes=settings.worker.queued_kilobytes)
+            resources.callback(stream.close)
+            streams.append(stream)
+        worker = Worker(
+            source=settings.source.name,
+            region=open_region(settings, region),
+            views=views,
+            data=streams[0],
+            control=streams[1],
+            metrics=metrics,
+            limits=Limits(batch_records=settings.worker.batch_records, script_keys=settings.worker.script_keys),
+        )
+        pulse = Pulse(worker, stalled_after_seconds=settings.worker.stalled_after_seconds)
+        resources.enter_context(
+            serve_http(
+                host=settings.worker.http_host, port=settings.worker.http_port, health=pulse.health, registry=registry
+            )
+        )
+        drive(worker, stop, pulse, metrics)
+    log.info("worker_stopped", region=region)
+
+
+class Pulse:
+    """Judges the worker by its progress. `beat` is called by the loop, `health` by the HTTP thread."""
+
+    def __init__(self, worker: Worker, *, stalled_after_seconds: float) -> None:
+        self._worker = worker
+        self._limit_seconds = stalled_after_seconds
+        self._turned_at = time.monotonic()
+        self._fault = ""
+
+    def beat(self, fault: str = "") -> None:
+        """The loop turned; `fault` is why the turn applied nothing."""
+        self._turned_at = time.monotonic()
+        self._fault = fault
+
+    def health(self) -> Health:
+        """Live while the loop turns; ready while heartbeats pass through and nothing is closed."""
+        now = time.monotonic()
+        if now - self._turned_at > self._limit_seconds:
+            return Health(live=False, ready=False, reason=f"no turn for {now - self._turned_at:.0f} s")
+        if self._fault:
+            return Health(live=True, ready=False, reason=self._fault)
+        passed_at, closed = self._worker.progress
+        if passed_at is None or now - passed_at > self._limit_seconds:
+            return Health(live=True, ready=False, reason="no heartbeat has passed: is capture running?")
+        if closed:
+            return Health(live=True, ready=False, reason=f"{closed} scopes are closed until heartbeats prove them")
+        return Health(live=True, ready=True)
+
+
+def drive(worker: Worker, stop: threading.Event, pulse: Pulse, metrics: WorkerMetrics) -> None:
     """Turn until told to stop; a passing fault is waited out, longer each time up to a limit."""
-    pause_seconds = 0.05
+    pause_seconds = BACKOFF_SECONDS_MIN
     while not stop.is_set():
         try:
             worker.turn()
-            pause_seconds = 0.05
         except TransientError as error:
             metrics.retries.inc()
             log.warning("worker_waits", reason=str(error), seconds=pause_seconds)
+            pulse.beat(str(error))
             stop.wait(pause_seconds)
             pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
-        metrics.last_turn.set(time.time())
+        else:
+            pulse.beat()
+            pause_seconds = BACKOFF_SECONDS_MIN

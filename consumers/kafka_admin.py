@@ -11,12 +11,12 @@ import msgspec
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
 from kafka.errors import (
-    AuthenticationFailedError,
+    AuthorizationError,
     InvalidReplicationFactorError,
     InvalidTopicError,
     KafkaError,
+    SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
-    TopicAuthorizationFailedError,
 )
 
 from cdc.errors import ConfigError, TransientError
@@ -133,9 +133,9 @@ class Admin:
         where = f"{what} at {settings.bootstrap_servers} (kafka.bootstrap_servers)"
         try:
             yield
-        except AuthenticationFailedError as error:
+        except SaslAuthenticationFailedError as error:
             raise ConfigError(f"{where}: {error}; check kafka.sasl_* and kafka.ssl_*") from error
-        except TopicAuthorizationFailedError as error:
+        except AuthorizationError as error:
             raise ConfigError(f"{where}: {error}; grant the user CREATE and DESCRIBE on the topics") from error
         except InvalidReplicationFactorError as error:
             raise ConfigError(f"{where}: {error}; lower kafka.replication_factor or add brokers") from error

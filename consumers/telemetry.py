@@ -51,8 +51,6 @@ class WorkerMetrics:
         self.retries = counter("retries", "turns that ended in a passing fault")
         self.closed_scopes = gauge("closed_scopes", "scopes that cannot be filled now")
         self.watermark_ms = gauge("watermark_ms", "database time up to which everything is applied, ms since 1970")
-        self.last_pass = gauge("last_pass_seconds", "when the watermark last moved, seconds since 1970")
-        self.last_turn = gauge("last_turn_seconds", "when the loop last turned, seconds since 1970")
         self.script_seconds = Histogram(
             "staleproof_worker_script_seconds", "one apply script, round trip", registry=registry,
             buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0),

@@ -1,0 +1,154 @@
+"""The `staleproof` command: reads settings, starts one process, and turns errors into one line and an exit code.
+
+| exit code | means |
+|---|---|
+| 0 | done; `check`: nothing failed |
+| 1 | `check`: something failed; a server is away, or another error that a person must mend |
+| 2 | a setting, a view, an option or a precondition is wrong |
+| 3 | changes may have been lost |
+| 70 | a fault of staleproof itself |
+| 130, 143 | ended at once by a second SIGINT, SIGTERM |
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdc.errors import ConfigError, GapError, StaleproofError
+from consumers.service import configure_logging, stopped_by_signals
+from consumers.settings import Settings, load_settings
+
+INTERNAL_FAULT = 70
+
+app = typer.Typer(
+    name="staleproof",
+    help="Cache invalidation from database changes, in every region, that is never stale for good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Settings file. [default: $STALEPROOF_CONFIG, else staleproof.yaml]", show_default=False
+    ),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")]
+
+
+@app.command()
+def init(
+    dsn: Annotated[
+        str | None, typer.Option("--dsn", help="Propose views from this database.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="Directory for the files.")] = Path(),
+    debug: DebugOption = False,
+) -> None:
+    """Write a commented staleproof.yaml and views.yaml to start from."""
+    with _reported(debug=debug):
+        from consumers import starter  # noqa: PLC0415 - each command pays only for what it uses
+
+        for line in starter.run(dsn, output):
+            typer.echo(line)
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Connect to everything; say what is wrong, and the statement that mends it."""
+    with _reported(debug=debug):
+        from consumers import check as command  # noqa: PLC0415
+
+        good = command.run(load_settings(config), as_json=as_json)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def capture(config: ConfigOption = None, debug: DebugOption = False) -> None:
+    """Read the database's changes into Kafka until stopped."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        from consumers import capture as command  # noqa: PLC0415
+
+        stop = threading.Event()
+        with stopped_by_signals(stop):
+            command.run(settings, stop)
+
+
+@app.command()
+def invalidate(
+    region: Annotated[str, typer.Option("--region", help="The region of the settings to keep fresh.")],
+    config: ConfigOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Apply the changes in Kafka to one region's Redis until stopped."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        check_region(settings, region)
+        from consumers import invalidate as command  # noqa: PLC0415
+
+        stop = threading.Event()
+        with stopped_by_signals(stop):
+            command.run(settings, region, stop)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    try:
+        typer.echo(version("staleproof"))
+    except PackageNotFoundError:
+        typer.echo("unknown: staleproof is not installed")
+
+
+def check_region(settings: Settings, region: str) -> None:
+    """Raises ConfigError, naming the known regions, for one that the settings do not have."""
+    if region not in settings.regions:
+        known = ", ".join(settings.regions)
+        raise ConfigError(f"there is no region {region!r} in the settings: use one of {known}, or add it there")
+
+
+def exit_code(error: Exception) -> int:
+    """See the table above."""
+    if isinstance(error, ConfigError):
+        return 2
+    if isinstance(error, GapError):
+        return 3
+    return 1 if isinstance(error, StaleproofError) else INTERNAL_FAULT
+
+
+@contextmanager
+def _reported(*, debug: bool) -> Iterator[None]:
+    """One line for an error, and its exit code. What we did not raise on purpose may quote values: only its kind."""
+    configure_logging(debug=debug)
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())
+        if not isinstance(error, StaleproofError):
+            text = f"unexpected {type(error).__name__}: run again with --debug, and please report it"
+        typer.echo(f"staleproof: {text}", err=True)
+        raise typer.Exit(exit_code(error)) from None
+
+
+def main() -> None:
+    """Entry point of the `staleproof` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

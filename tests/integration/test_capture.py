@@ -1,0 +1,548 @@
+"""`capture` on a real PostgreSQL and a real Kafka; the topics are read by an independent client."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from cdc.connectors.pg_values import UNAVAILABLE
+from cdc.control import EpochStarted, Heartbeat, decode_control
+from cdc.envelope import decode_header
+from cdc.errors import ConfigError, FatalError, TransientError
+from cdc.events import Position, parse_lsn
+from consumers import capture
+from consumers.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+CHILD = """
+import signal, sys, threading
+from consumers.capture import run
+from consumers.settings import Settings
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+run(Settings.model_validate_json(sys.stdin.read()), stop)
+"""
+
+
+def until(condition, seconds=30.0, what="the condition"):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come true within {seconds} s")
+
+
+class Place:
+    """One test's database, publication and topics."""
+
+    def __init__(self, stack, name):
+        self.stack = stack
+        self.name = name
+        self.dsn = make_conninfo(stack.postgres_dsn, dbname=name)
+        self.fields = {
+            "source": {
+                "name": name,
+                "dsn": self.dsn,
+                "slot": name,
+                "connect_timeout_seconds": 5,
+                "status_interval_ms": 200,
+            },
+            "kafka": {"bootstrap_servers": stack.kafka_bootstrap, "partitions": 3},
+            "regions": {"eu": {"url": "redis://unused"}},
+        }
+        self.settings = Settings.model_validate(self.fields)
+
+    def connect(self):
+        return psycopg.connect(self.dsn, autocommit=True)
+
+    def slot(self):
+        with self.connect() as db:
+            row = db.execute(
+                "SELECT confirmed_flush_lsn::text, active_pid FROM pg_replication_slots WHERE slot_name = %s",
+                [self.name],
+            ).fetchone()
+        return row and (parse_lsn(row[0]), row[1])
+
+    def acked(self):
+        return self.slot()[0]
+
+    def log_end(self):
+        with self.connect() as db:
+            return parse_lsn(db.execute("SELECT pg_current_wal_lsn()::text").fetchone()[0])
+
+    def records(self, topic):
+        """Everything in `<name>.<topic>` now, per partition in order."""
+        consumer = KafkaConsumer(bootstrap_servers=self.stack.kafka_bootstrap, isolation_level="read_committed")
+        try:
+            partitions = consumer.partitions_for_topic(f"{self.name}.{topic}") or ()
+            places = [TopicPartition(f"{self.name}.{topic}", p) for p in partitions]
+            if not places:
+                return []
+            consumer.assign(places)
+            consumer.seek_to_beginning(*places)
+            ends = consumer.end_offsets(places)
+            found = []
+            while any(consumer.position(place) < end for place, end in ends.items()):
+                for batch in consumer.poll(timeout_ms=500).values():
+                    found.extend(batch)
+            return found
+        finally:
+            consumer.close()
+
+    def control(self):
+        return [decode_control(record.value) for record in self.records("staleproof.control")]
+
+    def heartbeats(self):
+        return [record for record in self.control() if isinstance(record, Heartbeat)]
+
+    def epochs(self):
+        return [record for record in self.control() if isinstance(record, EpochStarted)]
+
+    def drained(self):
+        """Wait until the slot has acknowledged everything that is in the log now."""
+        end = self.log_end()
+        until(lambda: self.acked() >= end, what="the slot's acknowledgement of everything")
+
+    @contextmanager
+    def capturing(self):
+        """Capture in a thread of this process; its failure is the test's."""
+        stop, failures = threading.Event(), []
+
+        def work():
+            try:
+                capture.run(self.settings, stop)
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                failures.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            until(lambda: failures or ((slot := self.slot()) and slot[1]), what="capture on its slot")
+            yield failures
+        finally:
+            stop.set()
+            thread.join(20)
+        assert not thread.is_alive()
+
+    def child(self):
+        """Capture in a process of its own, so that it can be killed."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        process.stdin.write(json.dumps(self.fields).encode())
+        process.stdin.close()
+        return process
+
+
+@pytest.fixture
+def place(stack):
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(stack.postgres_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        made = Place(stack, name)
+        with made.connect() as db:
+            db.execute("CREATE TABLE contact (id bigint PRIMARY KEY, email text, score numeric, notes text)")
+            db.execute("ALTER TABLE contact ALTER notes SET STORAGE EXTERNAL")
+            db.execute("CREATE TABLE note (body text)")
+            db.execute("CREATE PUBLICATION staleproof FOR TABLE contact, note")
+        yield made
+        until(lambda: not (made.slot() or (0, None))[1], what="the end of the slot's reader")
+        admin.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", [name]
+        )
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def header(record):
+    return decode_header(dict(record.headers)["staleproof"])
+
+
+def summary(record):
+    key = record.key and json.loads(record.key)
+    if record.value is None:
+        return (key, None)
+    value = json.loads(record.value)
+    return (key, value["op"], value["before"], value["after"])
+
+
+def test_every_operation_arrives_in_order_with_its_place_and_stamp(place):
+    with place.capturing() as failures, place.connect() as db:
+        with db.transaction():
+            stamp = int(db.execute("SELECT pg_current_xact_id()::text").fetchone()[0])
+            db.execute("INSERT INTO contact VALUES (1, 'a@x', 1.50, repeat('n', 5000))")
+            db.execute("UPDATE contact SET email = 'b@x' WHERE id = 1")
+            db.execute("UPDATE contact SET id = 2 WHERE id = 1")
+            db.execute("DELETE FROM contact WHERE id = 2")
+        db.execute("TRUNCATE contact")
+        db.execute("INSERT INTO note VALUES ('no key')")
+        place.drained()
+        assert not failures
+
+    records = sorted(place.records("public.contact"), key=lambda r: (header(r).position, r.value is None))
+    row = {"id": 1, "email": "a@x", "score": "1.50", "notes": "n" * 5000}
+    changed = row | {"email": "b@x", "notes": UNAVAILABLE}
+    assert [summary(r) for r in records] == [
+        ({"id": 1}, "c", None, row),
+        ({"id": 1}, "u", None, changed),
+        ({"id": 1}, "d", {"id": 1}, None),
+        ({"id": 1}, None),
+        ({"id": 2}, "c", None, changed | {"id": 2}),
+        ({"id": 2}, "d", {"id": 2}, None),
+        ({"id": 2}, None),
+        (None, "t", None, None),
+    ]
+    places = [Position.parse(header(r).position) for r in records]
+    assert [p.order for p in places] == [0, 1, 2, 2, 3, 4, 4, 0]
+    assert len({p.lsn for p in places[:7]}) == 1
+    assert {int(header(r).stamp, 16) for r in records[:7]} == {stamp}
+    source = json.loads(records[0].value)["source"]
+    assert (source["txId"], source["db"], source["schema"], source["table"]) == (stamp, place.name, "public", "contact")
+    (note,) = place.records("public.note")
+    assert (note.key, note.partition, json.loads(note.value)["after"]) == (None, 0, {"body": "no key"})
+
+
+def test_each_partition_is_numbered_without_a_hole_across_restarts(place):
+    for start in (0, 500):
+        with place.capturing(), place.connect() as db:
+            db.execute("INSERT INTO contact SELECT g FROM generate_series(%s::int, %s::int) g", [start, start + 499])
+            place.drained()
+    for partition in range(3):
+        headers = [header(r) for r in place.records("public.contact") if r.partition == partition]
+        assert [(h.sequence, h.previous) for h in headers] == [(n + 1, n) for n in range(len(headers))]
+        assert len(headers) > 100
+
+
+def test_an_orderly_stop_leaves_nothing_to_send_again(place):
+    with place.connect() as db:
+        for batch in range(2):
+            child = place.child()
+            try:
+                until(lambda: (place.slot() or (0, None))[1], what="capture on its slot")
+                for i in range(300):
+                    db.execute("INSERT INTO contact VALUES (%s)", [batch * 300 + i])
+                until(
+                    lambda least=300 * batch + 1: len(place.records("public.contact")) >= least,
+                    what="the first records",
+                )
+                place.drained()
+                child.send_signal(signal.SIGTERM)
+                assert child.wait(15) == 0
+            finally:
+                child.kill()
+                child.wait()
+    positions = [header(r).position for r in place.records("public.contact")]
+    assert len(positions) == len(set(positions)) == 600
+
+
+@contextmanager
+def writing(place, seed):
+    """Random changes until the block ends."""
+    stop = threading.Event()
+    rng = random.Random(seed)
+
+    def work():
+        with place.connect() as db:
+            while not stop.is_set():
+                key = rng.randrange(200)
+                with db.transaction():
+                    for _ in range(rng.choice((1, 1, 1, 5, 200))):
+                        db.execute(
+                            "INSERT INTO contact VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET email = excluded.email",
+                            [key, str(rng.random())],
+                        )
+                        key = (key + 1) % 200
+                    if rng.random() < 0.2:
+                        db.execute("DELETE FROM contact WHERE id = %s", [rng.randrange(200)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_after_kill_9_no_change_is_missing_and_none_is_numbered_twice(place):
+    seed = random.randrange(2**32)
+    print("seed", seed)  # noqa: T201 - to run it again
+    with writing(place, seed):
+        for _ in range(3):
+            child = place.child()
+            try:
+                before = len(place.records("public.contact"))
+                until(
+                    lambda before=before: len(place.records("public.contact")) > before + 300, what="300 more records"
+                )
+            finally:
+                child.kill()
+                child.wait()
+    with place.capturing() as failures:
+        until(lambda: place.slot()[1], what="capture on its slot")
+        place.drained()
+        assert not failures
+
+    records = place.records("public.contact")
+    rebuilt, newest = {}, {}
+    for record in records:
+        key = json.loads(record.key)["id"]
+        position = header(record).position
+        if record.value is not None and position >= newest.get(key, ""):
+            newest[key] = position
+            after = json.loads(record.value)["after"]
+            rebuilt[key] = after and after["email"]
+    with place.connect() as db:
+        table = dict(db.execute("SELECT id, email FROM contact").fetchall())
+    assert {key: email for key, email in rebuilt.items() if email is not None} == table
+    for partition in range(3):
+        headers = [header(r) for r in records if r.partition == partition]
+        assert [h.sequence for h in headers] == list(range(1, len(headers) + 1))
+    assert [epoch.reason for epoch in place.epochs()] == ["first start"]
+
+
+def test_the_log_is_acknowledged_only_after_kafka_did(place):
+    with place.capturing() as failures, place.connect() as db:
+        db.execute("INSERT INTO contact VALUES (1)")
+        place.drained()
+        place.stack.processes["kafka"].pause()
+        try:
+            db.execute("INSERT INTO contact VALUES (2)")
+            committed = place.log_end()
+            time.sleep(2.5)  # twelve status intervals in which it must not happen
+            assert place.acked() < committed
+            assert place.slot()[1], "the connection was lost meanwhile"
+        finally:
+            place.stack.processes["kafka"].resume()
+        until(lambda: place.acked() >= committed, what="the acknowledgement after Kafka is back")
+        assert not failures
+    assert sorted(json.loads(r.key)["id"] for r in place.records("public.contact")) == [1, 2]
+
+
+def test_heartbeats_promise_only_what_is_below_their_barriers(place):
+    with place.capturing() as failures, place.connect() as db:
+        for i in range(400):
+            db.execute("INSERT INTO contact SELECT g FROM generate_series(%s::int, %s::int) g", [i * 5, i * 5 + 4])
+        place.drained()
+        until(lambda: len(place.heartbeats()) > 4, what="five heartbeats")
+        assert not failures
+    records = place.records("public.contact")
+    heartbeats = place.heartbeats()
+    topic = f"{place.name}.public.contact"
+    for heartbeat in heartbeats:
+        assert set(heartbeat.barriers) == {topic, f"{place.name}.public.note"}
+        assert len(heartbeat.barriers[topic]) == 3
+        for record in records:
+            if header(record).position < heartbeat.position:
+                assert record.offset < heartbeat.barriers[topic][record.partition]
+                assert int(header(record).stamp, 16) < heartbeat.stamp
+        assert not heartbeat.seen.covers(heartbeat.own_stamp)
+    assert heartbeats[-1].barriers[topic] == [sum(r.partition == p for r in records) for p in range(3)]
+
+
+def test_one_heartbeat_at_a_time(place):
+    with place.capturing():
+        until(lambda: len(place.heartbeats()) > 6, what="seven heartbeats")
+    published = [r for r in place.records("staleproof.control") if b'"heartbeat"' in r.value]
+    heartbeats = [decode_control(r.value) for r in published]
+    assert [h.number for h in heartbeats] == list(range(1, len(heartbeats) + 1))
+    assert all(a.position < b.position and a.stamp < b.stamp for a, b in pairwise(heartbeats))
+    for record, following in zip(published, heartbeats[1:], strict=False):
+        assert record.timestamp <= following.time_ms, "committed before the one before it was published"
+
+
+def test_no_heartbeat_is_published_while_kafka_lacks_a_record_before_it(place):
+    with place.capturing() as failures:
+        until(lambda: len(place.heartbeats()) > 2, what="three heartbeats")
+        place.stack.processes["kafka"].pause()
+        with place.connect() as db:
+            stamp = int(db.execute("INSERT INTO contact VALUES (1) RETURNING pg_current_xact_id()::text").fetchone()[0])
+        time.sleep(1.0)
+        place.stack.processes["kafka"].resume()
+        count = len(place.heartbeats())
+        until(lambda: len(place.heartbeats()) > count + 2, what="three more heartbeats")
+        assert not failures
+    (record,) = place.records("public.contact")
+    later = [h for h in place.heartbeats() if h.stamp > stamp]
+    assert len(later) > 1
+    assert all(h.barriers[record.topic][record.partition] == record.offset + 1 for h in later)
+
+
+def test_heartbeats_left_in_the_log_by_a_killed_process_are_not_published(place):
+    child = place.child()
+    until(lambda: len(place.heartbeats()) > 2, what="three heartbeats")
+    child.kill()
+    child.wait()
+    before = [h.stamp for h in place.heartbeats()]
+    with place.capturing():
+        until(lambda: len(place.heartbeats()) > len(before) + 3, what="four more heartbeats")
+    stamps = [h.stamp for h in place.heartbeats()]
+    assert len(stamps) == len(set(stamps))
+    assert [h.number for h in place.heartbeats()][len(before) :][:3] == [1, 2, 3]
+
+
+def capture_some(place, key):
+    with place.capturing() as failures, place.connect() as db:
+        db.execute("INSERT INTO contact VALUES (%s)", [key])
+        until(lambda: any(json.loads(r.key)["id"] == key for r in place.records("public.contact")), what="the record")
+        place.drained()
+        assert not failures
+
+
+def epoch_of(place, key):
+    (record,) = [r for r in place.records("public.contact") if json.loads(r.key)["id"] == key]
+    return Position.parse(header(record).position).epoch
+
+
+def test_a_restart_goes_on_in_the_same_epoch(place):
+    capture_some(place, 1)
+    capture_some(place, 2)
+    (started,) = place.epochs()
+    assert started.reason == "first start"
+    assert epoch_of(place, 1) == epoch_of(place, 2) == started.epoch
+
+
+def test_a_dropped_slot_starts_an_epoch(place):
+    capture_some(place, 1)
+    with place.connect() as db:
+        db.execute("SELECT pg_drop_replication_slot(%s)", [place.name])
+    capture_some(place, 2)
+    first, second = place.epochs()
+    assert second.epoch > first.epoch
+    assert "was lost" in second.reason
+    assert (epoch_of(place, 1), epoch_of(place, 2)) == (first.epoch, second.epoch)
+
+
+def test_a_slot_made_again_by_somebody_else_starts_an_epoch(place):
+    capture_some(place, 1)
+    with place.connect() as db:
+        db.execute("SELECT pg_drop_replication_slot(%s)", [place.name])
+        db.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [place.name])
+    capture_some(place, 2)
+    assert "past the acknowledged" in place.epochs()[-1].reason
+    assert len(place.epochs()) == 2
+
+
+def test_a_slot_that_somebody_advanced_starts_an_epoch(place):
+    capture_some(place, 1)
+    with place.connect() as db:
+        db.execute("INSERT INTO contact VALUES (7)")
+        db.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", [place.name])
+    capture_some(place, 2)
+    assert len(place.epochs()) == 2
+    assert 7 not in {json.loads(r.key)["id"] for r in place.records("public.contact")}
+
+
+def test_a_publication_that_was_away_for_a_while_starts_an_epoch(place):
+    capture_some(place, 1)
+    with place.connect() as db:
+        db.execute("DROP PUBLICATION staleproof")
+        db.execute("INSERT INTO contact VALUES (7)")
+        db.execute("CREATE PUBLICATION staleproof FOR TABLE contact, note")
+    with place.capturing() as failures, place.connect() as db:
+        until(lambda: failures or len(place.epochs()) == 2, what="the second epoch")
+        assert not failures
+        db.execute("INSERT INTO contact VALUES (8)")
+        until(lambda: len(place.records("public.contact")) > 1, what="the record after the gap")
+    assert "publication" in place.epochs()[-1].reason
+    assert len(place.epochs()) == 2
+
+
+def test_a_slot_lost_too_often_stops_the_process(place):
+    for key in range(4):
+        capture_some(place, key)
+        with place.connect() as db:
+            db.execute("SELECT pg_drop_replication_slot(%s)", [place.name])
+    with pytest.raises(FatalError, match="3 times within an hour"):
+        capture.run(place.settings, threading.Event())
+
+
+def test_a_lost_connection_is_opened_again(place):
+    with place.capturing() as failures, place.connect() as db:
+        pid = until(lambda: place.slot()[1], what="capture on its slot")
+        db.execute("SELECT pg_terminate_backend(%s)", [pid])
+        db.execute("INSERT INTO contact VALUES (1)")
+        until(lambda: place.records("public.contact"), what="the record")
+        place.drained()
+        assert not failures
+    assert len(place.epochs()) == 1
+
+
+def test_a_table_added_to_the_publication_is_captured_from_then_on(place):
+    with place.capturing() as failures, place.connect() as db:
+        db.execute("CREATE TABLE late (id int PRIMARY KEY)")
+        db.execute("ALTER PUBLICATION staleproof ADD TABLE late")
+        db.execute("INSERT INTO late VALUES (1)")
+        place.drained()
+        assert not failures
+        until(lambda: f"{place.name}.public.late" in place.heartbeats()[-1].barriers, what="its barrier")
+    assert [summary(r)[0] for r in place.records("public.late")] == [{"id": 1}]
+
+
+def test_under_full_identity_the_primary_key_is_still_the_key(place):
+    with place.connect() as db:
+        db.execute("ALTER TABLE contact REPLICA IDENTITY FULL")
+        with place.capturing():
+            db.execute("INSERT INTO contact VALUES (1, 'a', 1, repeat('n', 5000))")
+            db.execute("UPDATE contact SET email = 'b'")
+            place.drained()
+    update = place.records("public.contact")[-1]
+    old = {"id": 1, "email": "a", "score": "1", "notes": "n" * 5000}
+    assert summary(update) == ({"id": 1}, "u", old, old | {"email": "b"})
+
+
+def test_a_second_capture_on_the_slot_says_who_reads_it(place):
+    with place.capturing():
+        pid = until(lambda: place.slot()[1], what="capture on its slot")
+        with pytest.raises(FatalError, match=str(pid)):
+            capture.run(place.settings, threading.Event())
+        assert place.slot()[1] == pid
+
+
+@pytest.mark.parametrize(
+    "statement, remedy",
+    [
+        ("DROP PUBLICATION staleproof", "CREATE PUBLICATION"),
+        ("ALTER PUBLICATION staleproof DROP TABLE contact, note", "ADD TABLE"),
+        ("ALTER PUBLICATION staleproof SET (publish = 'insert')", "SET .publish"),
+        ("ALTER PUBLICATION staleproof SET TABLE contact WHERE (id > 5)", "without WHERE"),
+        ("DROP PUBLICATION staleproof; CREATE PUBLICATION staleproof FOR ALL TABLES", "FOR TABLE"),
+    ],
+)
+def test_a_publication_that_would_lose_changes_is_refused_with_the_remedy(place, statement, remedy):
+    with place.connect() as db:
+        db.execute(statement)
+    with pytest.raises(ConfigError, match=remedy):
+        capture.run(place.settings, threading.Event())
+    assert place.slot() is None
+
+
+def test_an_unreachable_kafka_is_one_sentence_in_time(place):
+    fields = place.fields | {"kafka": {"bootstrap_servers": "127.0.0.1:1", "request_timeout_seconds": 2}}
+    begin = time.monotonic()
+    with pytest.raises(TransientError, match=r"cannot reach Kafka at 127.0.0.1:1 .kafka.bootstrap_servers."):
+        capture.run(Settings.model_validate(fields), threading.Event())
+    assert time.monotonic() - begin < 4
+    assert place.slot() is None
+
+
+def test_an_unreachable_database_is_one_sentence(place):
+    fields = place.fields | {"source": place.fields["source"] | {"dsn": "host=127.0.0.1 port=1 connect_timeout=2"}}
+    with pytest.raises(TransientError, match="cannot connect to the source database"):
+        capture.run(Settings.model_validate(fields), threading.Event())
