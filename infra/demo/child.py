@@ -6,6 +6,7 @@ The rule: a child whose standard input has ended stops, so that none outlives th
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ class Orders:
     """What the parent said so far."""
 
     def __init__(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C belongs to the parent
         self.measure = threading.Event()
         self.drain = threading.Event()
         self.stop = threading.Event()

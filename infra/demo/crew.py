@@ -31,7 +31,9 @@ class DemoError(Exception):
 class Child:
     """One of our own processes (child.py): takes orders, tells counts."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, *, apart: bool
+    ) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         self.latest: dict[str, float] = {}
@@ -43,7 +45,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=sink,
                 env=dict(environment),
-                start_new_session=True,  # Ctrl-C belongs to the parent
+                start_new_session=apart,
             )
         self._listener = threading.Thread(target=self._listen, name=name, daemon=True)
         self._listener.start()
@@ -140,9 +142,13 @@ class Crew:
         self._environment = environment
         self._warden = Warden(log=logs / "crew-warden.log")
 
-    def child(self, name: str, *arguments: str, **environment: str) -> Child:
-        """Start one of our own."""
-        child = Child(name, arguments, {**self._environment, **environment}, self._logs)
+    def child(self, name: str, *arguments: str, apart: bool = False, **environment: str) -> Child:
+        """Start one of our own.
+
+        Linux shares processors out by session: those that make the load share one with us, as if they were one process,
+        so that they do not crowd out what is measured. `apart` gives a child a session of its own.
+        """
+        child = Child(name, arguments, {**self._environment, **environment}, self._logs, apart=apart)
         self.children[name] = child
         return child
 

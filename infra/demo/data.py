@@ -20,6 +20,12 @@ PROBE_FIRST = 900_000_001
 PROBE_CONTACTS = 64
 """Contacts of the probe: nobody else reads or writes them."""
 
+ENGAGED = 2_500
+"""The first contacts: those who open mails, and whom every send therefore goes to first."""
+
+ENGAGED_SHARE = 0.7
+"""So much of what happens, happens to them."""
+
 MEMBERS_PER_SEGMENT_MAX = 2_000
 MEMBERS_PER_SEGMENT_MIN = 40
 
@@ -51,6 +57,11 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 def skewed(rng: random.Random, count: int) -> int:
     """A number from 1 to `count`, small ones far more often: a tenth of them is drawn nearly half of the time."""
     return 1 + int(count * rng.random() ** 3)
+
+
+def audience(rng: random.Random, sizes: Sizes) -> int:
+    """A contact that something happens to: most of it happens to the engaged ones."""
+    return skewed(rng, ENGAGED if rng.random() < ENGAGED_SHARE else sizes.contacts)
 
 
 def contact(number: int, rng: random.Random) -> Row:

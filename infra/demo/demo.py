@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +37,11 @@ from infra.processes import StackError
 
 REGIONS = ("eu", "us", "ap")
 SOURCE = "demo"
+PARTITIONS = 2
 HERE = Path(__file__).resolve().parent
 
 WARM_UP_SECONDS = 5.0
-MAILS_PER_SECOND = 150.0
+MAILS_PER_SECOND = 80.0
 """Each region's. Bounded, so that what is measured is not the queue for two processors."""
 
 LINGER_SECONDS = 2.0
@@ -49,6 +51,9 @@ READY_LIMIT_SECONDS = 60.0
 DRAIN_LIMIT_SECONDS = 60.0
 COMPARE_LIMIT_SECONDS = 60.0
 TICK_SECONDS = 0.25
+RATE_TICKS = 8
+"""Rates are shown over so many ticks."""
+
 SAMPLES_MIN_PER_SECOND = 3
 HIT_RATIO_MIN = 0.5
 SERVER_DATA = ("postgres", "kafka", "redis-eu", "redis-us", "redis-ap")
@@ -120,7 +125,7 @@ class Demo:
         shutil.copy(HERE / "views.yaml", self._place / "views.yaml")
         settings = {
             "source": {"name": SOURCE, "dsn": self._servers.postgres_dsn},
-            "kafka": {"bootstrap_servers": self._servers.kafka_bootstrap},
+            "kafka": {"bootstrap_servers": self._servers.kafka_bootstrap, "partitions": PARTITIONS},
             "regions": {name: {"url": url} for name, url in self._servers.redis_urls.items()},
         }
         (self._place / "staleproof.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -131,7 +136,7 @@ class Demo:
         crew.service("capture", "consumers.cli", "capture", *config)
         if self._options.naive:
             for name, url in self._servers.redis_urls.items():
-                crew.child(f"worker-{name}", "infra.demo.naive", "--source", SOURCE, DEMO_REDIS=url)
+                crew.child(f"worker-{name}", "infra.demo.naive", "--source", SOURCE, apart=True, DEMO_REDIS=url)
             wait_for(crew, "the plain workers read", self._naive_workers(crew, "ready"), READY_LIMIT_SECONDS)
             wait_for(crew, "capture has a slot", lambda: self._confirmed_lsn() > 0, READY_LIMIT_SECONDS)
             return
@@ -151,7 +156,7 @@ class Demo:
                 f"readers-{name}", "infra.demo.readers", "--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *naive,
                 DEMO_REDIS=url,
             )  # fmt: skip
-        crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive)
+        crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive, apart=True)
         crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed)
 
     # -- under load
@@ -185,13 +190,14 @@ class Demo:
 
     def _pass_time(self, crew: Crew, phase: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        before, since = _counts(crew), time.monotonic()
+        seen = deque([(time.monotonic(), _counts(crew))], maxlen=RATE_TICKS)
         while time.monotonic() < deadline:
             time.sleep(min(TICK_SECONDS, max(0.0, deadline - time.monotonic())))
             crew.check()
             now = _counts(crew)
+            since, before = seen[0]
             self._look.show(self._state(crew, phase, before, now, time.monotonic() - since))
-            before, since = now, time.monotonic()
+            seen.append((time.monotonic(), now))
 
     def _state(
         self, crew: Crew, phase: str, before: Mapping[str, int], now: Mapping[str, int], seconds: float

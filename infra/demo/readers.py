@@ -8,6 +8,7 @@ A send takes a campaign, its segment's members and its template; each mail takes
 from __future__ import annotations
 
 import argparse
+import bisect
 import os
 import random
 import sys
@@ -22,7 +23,7 @@ from psycopg_pool import ConnectionPool
 from infra.demo import objects
 from infra.demo.caches import open_cache
 from infra.demo.child import Orders, Tally, report, report_until_stopped
-from infra.demo.data import Sizes, skewed
+from infra.demo.data import ENGAGED, Sizes, skewed
 from infra.demo.objects import Load, Value
 from infra.demo.workload import Pace
 
@@ -63,8 +64,9 @@ class Sender:
         segment = self._get("segment", campaign["segment_id"], objects.segment)
         if not segment or not segment["members"]:
             return
-        for _ in range(MAILS_PER_SEND):
-            self._mail(number, segment["members"])
+        engaged = segment["members"][: bisect.bisect(segment["members"], ENGAGED)]
+        for _ in range(MAILS_PER_SEND if engaged else 0):
+            self._mail(number, engaged)
             self._pace.spend(1)
 
     def _mail(self, campaign_number: int, members: list[int]) -> None:

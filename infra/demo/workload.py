@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 
 from infra.demo.child import Orders, Tally, report, report_until_stopped
-from infra.demo.data import CITIES, Sizes, attributes, contact, skewed, template_body
+from infra.demo.data import CITIES, Sizes, attributes, audience, contact, skewed, template_body
 
 MOVED = 100_000_000
 """A moved contact has this number more than before."""
@@ -81,7 +81,7 @@ class Writer:
         return self._connection.execute(query, values).rowcount  # type: ignore[arg-type]  # literals of this file
 
     def _contact(self) -> int:
-        number = skewed(self._rng, self._sizes.contacts)
+        number = audience(self._rng, self._sizes)
         return number - 1 if number % IMPORTER_SHARE == 0 else number
 
     def _contacts(self, least: int, most: int) -> list[int]:
@@ -215,7 +215,7 @@ class Writer:
             "INSERT INTO tracking_events (id, contact_id, campaign_id, kind)"
             " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[])",
             numbers,
-            [skewed(self._rng, self._sizes.contacts) for _ in numbers],
+            [audience(self._rng, self._sizes) for _ in numbers],
             [skewed(self._rng, self._sizes.campaigns) for _ in numbers],
             self._rng.choices(("sent", "open", "click"), (40, 45, 15), k=count),
         )
