@@ -434,7 +434,9 @@ def prepare(directory: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 2 for a missing prerequisite, 1 for any other failure."""
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description="The local stack of staleproof.")
-    parser.add_argument("command", choices=["up", "down", "status", "prepare", "supervise"], metavar="up|down|status|prepare")
+    parser.add_argument(
+        "command", choices=["up", "down", "status", "prepare", "supervise"], metavar="up|down|status|prepare"
+    )
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="where its data and logs are kept")
     options = parser.parse_args(arguments)
     directory = options.directory.resolve()
