@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: apt-get install python3-venv" >&2; exit 2; }
 	@echo "installing the locked requirements into $(VENV) (once)" >&2
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -W ignore -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . 2> $(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 
 setup: $(VENV)/.ready  ## Install everything (the other targets do it as well)
@@ -31,6 +31,7 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(BIN)/ruff format --check -q . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
+	@mkdir -p .staleproof
 	@$(BIN)/lint-imports --no-cache > .staleproof/lint-imports.log 2>&1 || { cat .staleproof/lint-imports.log; exit 1; }
 	@$(PYTEST) -q tests/unit $(ARGS)
 
