@@ -469,7 +469,7 @@ class Capture:
             telemetry.CAPTURE_COMMIT_TIME.set(progress.committed_at_ms / 1000)
         if transaction is None:
             if not self._waiting:
-                self._done_mark = max(self._done_mark, progress.mark)
+                self._done_mark = progress.mark
                 return
             if self._waiting[-1].heartbeat is None:  # nothing of its own to wait for: it goes with the one before
                 self._waiting[-1].mark = progress.mark
@@ -485,9 +485,9 @@ class Capture:
             telemetry.CAPTURE_IGNORED_MESSAGES.inc()
 
     def _is_ours(self, message: SourceMessage) -> bool:
-        """Whether this process wrote it and still waits for it; those of earlier processes count for nothing."""
+        """Whether this stream wrote it; those of earlier ones count for nothing."""
         beat = _decode_beat(message)
-        return beat is not None and beat.instance == self._heartbeats.instance and beat.number == self._outstanding
+        return beat is not None and beat.instance == self._heartbeats.instance
 
     # -- out: what acknowledgements allow
 
@@ -496,7 +496,7 @@ class Capture:
         waiting = self._waiting
         while waiting and waiting[0].batch.pending == 0:
             transaction = waiting.popleft()
-            self._done_mark = max(self._done_mark, transaction.mark)
+            self._done_mark = transaction.mark
             if transaction.heartbeat is not None:
                 self._publish(transaction.heartbeat)
 

@@ -235,7 +235,7 @@ def test_an_orderly_stop_leaves_nothing_to_send_again(place):
         for start in (0, 300):
             child = place.child()
             try:
-                until(lambda: (place.slot() or (0, None))[1], what="capture on its slot")
+                until(lambda n=len(place.heartbeats()): len(place.heartbeats()) > n + 1, what="two more heartbeats")
                 db.execute(
                     "INSERT INTO contact SELECT g FROM generate_series(%s::int, %s::int) g", [start, start + 299]
                 )

@@ -309,6 +309,7 @@ def test_a_failure_that_comes_after_the_heartbeat_was_seen_changes_nothing(world
     world.step(beat(1, 600), Progress(610, 1))
     world.beats.failures.append((1, TransientError("lost reply")))
     world.step(seconds=5)
+    world.step(seconds=5)
     assert world.beats.asked == [1]
     world.kafka.ack("control")
     world.step(seconds=5)
