@@ -174,10 +174,18 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
         )
         _announce(producer, settings, memory, identity, reason or "first start")
 
+    heartbeats = HeartbeatWriter(source, secrets.token_hex(8))
+    resources.callback(heartbeats.stop)
     capture = Capture(
-        settings=settings, stop=stop, stream=stream, producer=producer, admin=admin, identity=identity, memory=memory
+        settings=settings,
+        stop=stop,
+        stream=stream,
+        producer=producer,
+        admin=admin,
+        heartbeats=heartbeats,
+        identity=identity,
+        memory=memory,
     )
-    resources.callback(capture.heartbeats.stop)
     capture.add_tables(tables)
     assembler = Assembler(
         source=source.name, epoch=memory.epoch, reference=questions.newest_xid(), primary_key=questions.primary_key
@@ -297,11 +305,14 @@ class _Beat(msgspec.Struct, frozen=True):
 
 
 class HeartbeatWriter:
-    """Commits heartbeats on a connection and a thread of its own, so that a slow commit stalls nothing."""
+    """Commits heartbeats on a connection and a thread of its own, so that a slow commit stalls nothing.
+
+    `instance` marks them: those of another process, or of an earlier stream of this one, count for nothing.
+    """
 
     def __init__(self, source: SourceSettings, instance: str) -> None:
+        self.instance = instance
         self._source = source
-        self._instance = instance
         self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[int, StaleproofError]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="heartbeats", daemon=True).start()
@@ -326,7 +337,7 @@ class HeartbeatWriter:
         while (number := self._orders.get()) is not None:
             try:
                 connection = connection or _open_source(self._source)
-                connection.commit_heartbeat(source=self._source.name, instance=self._instance, number=number)
+                connection.commit_heartbeat(source=self._source.name, instance=self.instance, number=number)
             except StaleproofError as error:
                 self._results.put((number, error))
                 if connection is not None:
@@ -347,6 +358,7 @@ class Capture:
         stream: ChangeStream,
         producer: Producer,
         admin: Admin,
+        heartbeats: HeartbeatWriter,
         identity: Identity,
         memory: SlotMemory,
     ) -> None:
@@ -367,8 +379,7 @@ class Capture:
         self._remembering: tuple[Batch, int] | None = None
         self._remember_due = 0.0
 
-        self._instance = secrets.token_hex(8)
-        self.heartbeats = HeartbeatWriter(self._source, self._instance)
+        self._heartbeats = heartbeats
         self._beat_number = 0
         self._outstanding: int | None = None
         self._publishing: Batch | None = None
@@ -458,7 +469,7 @@ class Capture:
             telemetry.CAPTURE_COMMIT_TIME.set(progress.committed_at_ms / 1000)
         if transaction is None:
             if not self._waiting:
-                self._done_mark = max(self._done_mark, progress.mark)
+                self._done_mark = progress.mark
                 return
             if self._waiting[-1].heartbeat is None:  # nothing of its own to wait for: it goes with the one before
                 self._waiting[-1].mark = progress.mark
@@ -474,9 +485,9 @@ class Capture:
             telemetry.CAPTURE_IGNORED_MESSAGES.inc()
 
     def _is_ours(self, message: SourceMessage) -> bool:
-        """Whether this process wrote it and still waits for it; those of earlier processes count for nothing."""
+        """Whether this stream wrote it; those of earlier ones count for nothing."""
         beat = _decode_beat(message)
-        return beat is not None and beat.instance == self._instance and beat.number == self._outstanding
+        return beat is not None and beat.instance == self._heartbeats.instance
 
     # -- out: what acknowledgements allow
 
@@ -485,7 +496,7 @@ class Capture:
         waiting = self._waiting
         while waiting and waiting[0].batch.pending == 0:
             transaction = waiting.popleft()
-            self._done_mark = max(self._done_mark, transaction.mark)
+            self._done_mark = transaction.mark
             if transaction.heartbeat is not None:
                 self._publish(transaction.heartbeat)
 
@@ -515,7 +526,7 @@ class Capture:
         now = time.monotonic()
         if self._publishing is not None and self._publishing.pending == 0:
             self._publishing = self._outstanding = None
-        failure = self.heartbeats.failed()
+        failure = self._heartbeats.failed()
         if failure is not None and failure[0] == self._outstanding and self._publishing is None:
             # It may have been committed all the same; its number no longer counts, so it is never published.
             self._outstanding = None
@@ -526,7 +537,7 @@ class Capture:
             self._beat_number += 1
             self._outstanding = self._beat_number
             self._beat_due = max(now, self._beat_due + self._source.heartbeat_interval_ms / 1000)
-            self.heartbeats.commit(self._beat_number)
+            self._heartbeats.commit(self._beat_number)
 
     def _remember(self) -> None:
         """Write the acknowledged position to the state topic, then, once it is there, to the slot."""
@@ -551,7 +562,7 @@ class Capture:
 
     def _finish(self) -> None:
         """Wait, not for long, for what is under way; then tell the slot. The rest is sent again next time."""
-        self.heartbeats.stop()
+        self._heartbeats.stop()
         self._outstanding = None
         deadline = time.monotonic() + _DRAIN_SECONDS
         self._drain(deadline)
