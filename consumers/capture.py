@@ -31,6 +31,7 @@ from cdc.events import ChangeEvent, Op, lsn_text
 from consumers import telemetry
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
+from consumers.service import Pulse, serve_http
 from consumers.settings import Settings, SourceSettings
 
 STATE_VERSION = 1
@@ -99,14 +100,21 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises FatalError for what a person must mend, and TransientError when the first start fails; once a stream was
     open, losing a server only means to try again.
     """
+    pulse = Pulse(stalled_after_seconds=settings.capture.stalled_after_seconds)
+    with serve_http(host=settings.capture.http_host, port=settings.capture.http_port, health=pulse.health):
+        _keep_capturing(settings, stop, pulse)
+
+
+def _keep_capturing(settings: Settings, stop: threading.Event, pulse: Pulse) -> None:
     failures, gap = 0, None
     opened = False
     while not stop.is_set():
+        pulse.wait("opening the stream", limit_seconds=_SLOT_DEADLINE_SECONDS + settings.source.connect_timeout_seconds)
         try:
             with ExitStack() as resources:
                 capture = open_capture(settings, stop, resources, gap)
                 opened, failures, gap = True, 0, None
-                capture.run()
+                capture.run(pulse)
         except GapError as error:
             gap = str(error)
             log.critical("capture_gap", reason=gap)
@@ -384,6 +392,7 @@ class Capture:
         self._outstanding: int | None = None
         self._publishing: Batch | None = None
         self._beat_due = 0.0
+        self._published_at: float | None = None
 
     def add_tables(self, tables: Sequence[str]) -> None:
         """Prepare the topics of tables whose changes may come: extents and the sequences to go on from."""
@@ -393,10 +402,11 @@ class Capture:
             self._producer.track(topic, _ends(extents[topic]))
             self._outlets[names[topic]] = _Outlet(topic, sequences)
 
-    def run(self) -> None:
+    def run(self, pulse: Pulse) -> None:
         """Capture until told to stop, then hand over what is known to be safe."""
         while not self._stop.is_set():
             self.step()
+            pulse.beat(self._published_at)
         self._finish()
 
     def step(self) -> None:
@@ -519,6 +529,7 @@ class Capture:
         value, key = encode_control(record), self._source.name.encode()
         self._queue(self._publishing, self._source.control_topic, 0, key=key, value=value, header=None)
         telemetry.CAPTURE_HEARTBEATS.inc()
+        self._published_at = time.monotonic()
         telemetry.CAPTURE_HEARTBEAT_TIME.set(beat.time_ms / 1000)
 
     def _beat(self) -> None:

@@ -13,6 +13,7 @@ from cdc.events import ChangeEvent, Op, Position
 from consumers import capture
 from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory
 from consumers.kafka import Batch, Extent
+from consumers.service import Pulse
 from consumers.settings import Settings
 
 MEMORY = SlotMemory(epoch=5, system_identifier="7", timeline=1, slot="s", slot_lsn=100, acked_lsn=500)
@@ -348,5 +349,5 @@ def test_a_stop_does_not_wait_for_a_kafka_that_has_no_room(world):
 def test_an_orderly_stop_tells_the_slot_what_kafka_has(world):
     world.step(change("a", 600), Progress(610, 1), change("b", 700))
     world.stop.set()
-    world.capture.run()
+    world.capture.run(Pulse(stalled_after_seconds=1))
     assert world.stream.acked == [610]
