@@ -31,6 +31,7 @@ from cdc.events import ChangeEvent, Op, lsn_text
 from consumers import telemetry
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
+from consumers.service import Pulse, serve_http
 from consumers.settings import Settings, SourceSettings
 
 STATE_VERSION = 1
@@ -99,14 +100,21 @@ def run(settings: Settings, stop: threading.Event) -> None:
     Raises FatalError for what a person must mend, and TransientError when the first start fails; once a stream was
     open, losing a server only means to try again.
     """
+    pulse = Pulse(stalled_after_seconds=settings.capture.stalled_after_seconds)
+    with serve_http(host=settings.capture.http_host, port=settings.capture.http_port, health=pulse.health):
+        _keep_capturing(settings, stop, pulse)
+
+
+def _keep_capturing(settings: Settings, stop: threading.Event, pulse: Pulse) -> None:
     failures, gap = 0, None
     opened = False
     while not stop.is_set():
+        pulse.wait("opening the stream", limit_seconds=_SLOT_DEADLINE_SECONDS + settings.source.connect_timeout_seconds)
         try:
             with ExitStack() as resources:
                 capture = open_capture(settings, stop, resources, gap)
                 opened, failures, gap = True, 0, None
-                capture.run()
+                capture.run(pulse)
         except GapError as error:
             gap = str(error)
             log.critical("capture_gap", reason=gap)
@@ -174,10 +182,18 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
         )
         _announce(producer, settings, memory, identity, reason or "first start")
 
+    heartbeats = HeartbeatWriter(source, secrets.token_hex(8))
+    resources.callback(heartbeats.stop)
     capture = Capture(
-        settings=settings, stop=stop, stream=stream, producer=producer, admin=admin, identity=identity, memory=memory
+        settings=settings,
+        stop=stop,
+        stream=stream,
+        producer=producer,
+        admin=admin,
+        heartbeats=heartbeats,
+        identity=identity,
+        memory=memory,
     )
-    resources.callback(capture.heartbeats.stop)
     capture.add_tables(tables)
     assembler = Assembler(
         source=source.name, epoch=memory.epoch, reference=questions.newest_xid(), primary_key=questions.primary_key
@@ -297,11 +313,14 @@ class _Beat(msgspec.Struct, frozen=True):
 
 
 class HeartbeatWriter:
-    """Commits heartbeats on a connection and a thread of its own, so that a slow commit stalls nothing."""
+    """Commits heartbeats on a connection and a thread of its own, so that a slow commit stalls nothing.
+
+    `instance` marks them: those of another process, or of an earlier stream of this one, count for nothing.
+    """
 
     def __init__(self, source: SourceSettings, instance: str) -> None:
+        self.instance = instance
         self._source = source
-        self._instance = instance
         self._orders: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[int, StaleproofError]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="heartbeats", daemon=True).start()
@@ -326,7 +345,7 @@ class HeartbeatWriter:
         while (number := self._orders.get()) is not None:
             try:
                 connection = connection or _open_source(self._source)
-                connection.commit_heartbeat(source=self._source.name, instance=self._instance, number=number)
+                connection.commit_heartbeat(source=self._source.name, instance=self.instance, number=number)
             except StaleproofError as error:
                 self._results.put((number, error))
                 if connection is not None:
@@ -347,6 +366,7 @@ class Capture:
         stream: ChangeStream,
         producer: Producer,
         admin: Admin,
+        heartbeats: HeartbeatWriter,
         identity: Identity,
         memory: SlotMemory,
     ) -> None:
@@ -367,12 +387,12 @@ class Capture:
         self._remembering: tuple[Batch, int] | None = None
         self._remember_due = 0.0
 
-        self._instance = secrets.token_hex(8)
-        self.heartbeats = HeartbeatWriter(self._source, self._instance)
+        self._heartbeats = heartbeats
         self._beat_number = 0
         self._outstanding: int | None = None
         self._publishing: Batch | None = None
         self._beat_due = 0.0
+        self._published_at: float | None = None
 
     def add_tables(self, tables: Sequence[str]) -> None:
         """Prepare the topics of tables whose changes may come: extents and the sequences to go on from."""
@@ -382,10 +402,11 @@ class Capture:
             self._producer.track(topic, _ends(extents[topic]))
             self._outlets[names[topic]] = _Outlet(topic, sequences)
 
-    def run(self) -> None:
+    def run(self, pulse: Pulse) -> None:
         """Capture until told to stop, then hand over what is known to be safe."""
         while not self._stop.is_set():
             self.step()
+            pulse.beat(self._published_at)
         self._finish()
 
     def step(self) -> None:
@@ -458,7 +479,7 @@ class Capture:
             telemetry.CAPTURE_COMMIT_TIME.set(progress.committed_at_ms / 1000)
         if transaction is None:
             if not self._waiting:
-                self._done_mark = max(self._done_mark, progress.mark)
+                self._done_mark = progress.mark
                 return
             if self._waiting[-1].heartbeat is None:  # nothing of its own to wait for: it goes with the one before
                 self._waiting[-1].mark = progress.mark
@@ -474,9 +495,9 @@ class Capture:
             telemetry.CAPTURE_IGNORED_MESSAGES.inc()
 
     def _is_ours(self, message: SourceMessage) -> bool:
-        """Whether this process wrote it and still waits for it; those of earlier processes count for nothing."""
+        """Whether this stream wrote it; those of earlier ones count for nothing."""
         beat = _decode_beat(message)
-        return beat is not None and beat.instance == self._instance and beat.number == self._outstanding
+        return beat is not None and beat.instance == self._heartbeats.instance
 
     # -- out: what acknowledgements allow
 
@@ -485,7 +506,7 @@ class Capture:
         waiting = self._waiting
         while waiting and waiting[0].batch.pending == 0:
             transaction = waiting.popleft()
-            self._done_mark = max(self._done_mark, transaction.mark)
+            self._done_mark = transaction.mark
             if transaction.heartbeat is not None:
                 self._publish(transaction.heartbeat)
 
@@ -508,6 +529,7 @@ class Capture:
         value, key = encode_control(record), self._source.name.encode()
         self._queue(self._publishing, self._source.control_topic, 0, key=key, value=value, header=None)
         telemetry.CAPTURE_HEARTBEATS.inc()
+        self._published_at = time.monotonic()
         telemetry.CAPTURE_HEARTBEAT_TIME.set(beat.time_ms / 1000)
 
     def _beat(self) -> None:
@@ -515,7 +537,7 @@ class Capture:
         now = time.monotonic()
         if self._publishing is not None and self._publishing.pending == 0:
             self._publishing = self._outstanding = None
-        failure = self.heartbeats.failed()
+        failure = self._heartbeats.failed()
         if failure is not None and failure[0] == self._outstanding and self._publishing is None:
             # It may have been committed all the same; its number no longer counts, so it is never published.
             self._outstanding = None
@@ -526,7 +548,7 @@ class Capture:
             self._beat_number += 1
             self._outstanding = self._beat_number
             self._beat_due = max(now, self._beat_due + self._source.heartbeat_interval_ms / 1000)
-            self.heartbeats.commit(self._beat_number)
+            self._heartbeats.commit(self._beat_number)
 
     def _remember(self) -> None:
         """Write the acknowledged position to the state topic, then, once it is there, to the slot."""
@@ -551,7 +573,7 @@ class Capture:
 
     def _finish(self) -> None:
         """Wait, not for long, for what is under way; then tell the slot. The rest is sent again next time."""
-        self.heartbeats.stop()
+        self._heartbeats.stop()
         self._outstanding = None
         deadline = time.monotonic() + _DRAIN_SECONDS
         self._drain(deadline)

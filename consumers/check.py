@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TextIO
 
 import msgspec
@@ -32,10 +31,10 @@ from consumers.findings import (
     topics_of,
 )
 from consumers.kafka_facts import describe_cluster
+from consumers.regions import read_views, redis_connection
 from consumers.settings import RegionSettings, Settings
 from invalidator.redis_facts import describe
-from invalidator.region import Connection
-from invalidator.views import Views, index_views, load_views
+from invalidator.views import Views, index_views
 
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
@@ -62,34 +61,6 @@ def examine(settings: Settings) -> list[Finding]:
         for answers in pool.map(lambda question: _answered(*question), questions):
             findings += answers
     return findings
-
-
-def read_views(path: Path) -> Views:
-    """The views of a file. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        message = f"there is no views file {path}: run `staleproof init` to write one, or set `views` in the settings"
-        raise ConfigError(message) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError(f"the views file {path} cannot be read: {reason}") from None
-    return load_views(text, place=str(path))
-
-
-def redis_connection(region: RegionSettings) -> Connection:
-    """How the settings say that a region is reached."""
-    paths = (region.tls_ca_location, region.tls_certificate_location, region.tls_key_location)
-    ca, certificate, key = (None if path is None else str(path) for path in paths)
-    return Connection(
-        url=region.url.get_secret_value(),
-        username=region.username,
-        password=None if region.password is None else region.password.get_secret_value(),
-        tls_ca=ca,
-        tls_certificate=certificate,
-        tls_key=key,
-        timeout_seconds=region.timeout_ms / 1_000,
-    )
 
 
 def as_json_text(findings: list[Finding]) -> str:

@@ -157,7 +157,9 @@ def _judge_coverage(
     if absent:
         fix = f"ALTER PUBLICATION {name} ADD TABLE {', '.join(map(quoted, absent))};"
         yield _fail(subject, f"does not cover {', '.join(absent)}", fix)
-    narrow = [table for table in needed if table in publication.tables and _too_narrow(table, publication, views)]
+    narrow = [
+        table for table in needed if table in publication.tables and _too_narrow(tables[table], publication, views)
+    ]
     for table in narrow:
         fix = (
             f"ALTER PUBLICATION {name} DROP TABLE {quoted(table)}; ALTER PUBLICATION {name} ADD TABLE {quoted(table)};"
@@ -167,9 +169,10 @@ def _judge_coverage(
         yield _ok(subject, f"covers the views' tables: {', '.join(needed)}")
 
 
-def _too_narrow(table: str, publication: PublicationFacts, views: Views) -> bool:
-    sent: PublishedTable = publication.tables[table]
-    needed = {column for _, rule in views.by_table[table] for column in (*rule.parts, *(rule.columns or ()))}
+def _too_narrow(table: TableFacts, publication: PublicationFacts, views: Views) -> bool:
+    sent: PublishedTable = publication.tables[table.name]
+    named = {column for _, rule in views.by_table[table.name] for column in (*rule.parts, *(rule.columns or ()))}
+    needed = {column for column in named if table.column(column) is not None}  # the rest is the view's mistake
     return sent.filtered or (sent.columns is not None and not needed <= sent.columns)
 
 

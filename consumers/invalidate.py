@@ -22,7 +22,7 @@ from cdc.errors import BadRecord, GapError, TransientError
 from cdc.events import stamp_text
 from consumers.kafka import RecordStream
 from consumers.regions import open_region, read_views
-from consumers.service import Health, serve_http
+from consumers.service import Pulse, serve_http
 from consumers.settings import Settings
 from consumers.stream import Partition, Record, Stream
 from consumers.telemetry import WorkerMetrics
@@ -107,9 +107,15 @@ class Worker:
         self._closed: dict[int, int] = {}
 
     @property
-    def progress(self) -> tuple[float | None, int]:
-        """When a heartbeat last passed through every row (monotonic seconds), and how many scopes are closed."""
-        return self._passed_at, sum(self._closed.values())
+    def passed_at(self) -> float | None:
+        """When a heartbeat last passed through every row, monotonic seconds."""
+        return self._passed_at
+
+    @property
+    def doubt(self) -> str:
+        """Why the region cannot be filled now, if so."""
+        closed = sum(self._closed.values())
+        return f"{closed} scopes are closed until heartbeats prove them" if closed else ""
 
     # -- one turn ----------------------------------------------------------------------------------------------------
 
@@ -522,7 +528,7 @@ def run(settings: Settings, region: str, stop: threading.Event) -> None:
             metrics=metrics,
             limits=Limits(batch_records=settings.worker.batch_records, script_keys=settings.worker.script_keys),
         )
-        pulse = Pulse(worker, stalled_after_seconds=settings.worker.stalled_after_seconds)
+        pulse = Pulse(stalled_after_seconds=settings.worker.stalled_after_seconds)
         resources.enter_context(
             serve_http(
                 host=settings.worker.http_host, port=settings.worker.http_port, health=pulse.health, registry=registry
@@ -530,35 +536,6 @@ def run(settings: Settings, region: str, stop: threading.Event) -> None:
         )
         drive(worker, stop, pulse, metrics)
     log.info("worker_stopped", region=region)
-
-
-class Pulse:
-    """Judges the worker by its progress. `beat` is called by the loop, `health` by the HTTP thread."""
-
-    def __init__(self, worker: Worker, *, stalled_after_seconds: float) -> None:
-        self._worker = worker
-        self._limit_seconds = stalled_after_seconds
-        self._turned_at = time.monotonic()
-        self._fault = ""
-
-    def beat(self, fault: str = "") -> None:
-        """The loop turned; `fault` is why the turn applied nothing."""
-        self._turned_at = time.monotonic()
-        self._fault = fault
-
-    def health(self) -> Health:
-        """Live while the loop turns; ready while heartbeats pass through and nothing is closed."""
-        now = time.monotonic()
-        if now - self._turned_at > self._limit_seconds:
-            return Health(live=False, ready=False, reason=f"no turn for {now - self._turned_at:.0f} s")
-        if self._fault:
-            return Health(live=True, ready=False, reason=self._fault)
-        passed_at, closed = self._worker.progress
-        if passed_at is None or now - passed_at > self._limit_seconds:
-            return Health(live=True, ready=False, reason="no heartbeat has passed: is capture running?")
-        if closed:
-            return Health(live=True, ready=False, reason=f"{closed} scopes are closed until heartbeats prove them")
-        return Health(live=True, ready=True)
 
 
 def drive(worker: Worker, stop: threading.Event, pulse: Pulse, metrics: WorkerMetrics) -> None:
@@ -570,9 +547,9 @@ def drive(worker: Worker, stop: threading.Event, pulse: Pulse, metrics: WorkerMe
         except TransientError as error:
             metrics.retries.inc()
             log.warning("worker_waits", reason=str(error), seconds=pause_seconds)
-            pulse.beat(str(error))
+            pulse.wait(str(error))
             stop.wait(pause_seconds)
             pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
         else:
-            pulse.beat()
+            pulse.beat(worker.passed_at, worker.doubt)
             pause_seconds = BACKOFF_SECONDS_MIN

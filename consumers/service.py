@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,42 @@ class Health:
     live: bool
     ready: bool
     reason: str = ""
+
+
+class Pulse:
+    """Judges a loop by its progress: the loop reports, the HTTP thread asks.
+
+    Live while reports come; ready while heartbeats also pass and nothing is in doubt. The limit of both is
+    `stalled_after_seconds`.
+    """
+
+    def __init__(self, *, stalled_after_seconds: float) -> None:
+        self._limit_seconds = stalled_after_seconds
+        self._passed_at: float | None = None
+        self._doubt = ""
+        self.wait("starting")
+
+    def beat(self, passed_at: float | None, doubt: str = "") -> None:
+        """The loop turned. `passed_at`: when a heartbeat last passed (monotonic); `doubt`: why not to rely on it."""
+        self._passed_at, self._doubt, self._waiting_for = passed_at, doubt, ""
+        self._due_at = time.monotonic() + self._limit_seconds
+
+    def wait(self, reason: str, *, limit_seconds: float = 0.0) -> None:
+        """The loop waits for something outside; it reports again within that time, or within the usual limit."""
+        self._waiting_for = reason
+        self._due_at = time.monotonic() + max(limit_seconds, self._limit_seconds)
+
+    def health(self) -> Health:
+        """What the loop's reports say now."""
+        now = time.monotonic()
+        if now > self._due_at:
+            late = now - self._due_at + self._limit_seconds
+            return Health(live=False, ready=False, reason=self._waiting_for or f"no turn for {late:.0f} s")
+        if self._waiting_for:
+            return Health(live=True, ready=False, reason=self._waiting_for)
+        if self._passed_at is None or now - self._passed_at > self._limit_seconds:
+            return Health(live=True, ready=False, reason="no heartbeat has passed for long, or ever")
+        return Health(live=True, ready=not self._doubt, reason=self._doubt)
 
 
 def configure_logging(*, as_json: bool | None = None, debug: bool = False) -> None:

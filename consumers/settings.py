@@ -156,6 +156,7 @@ class CaptureSettings(Section):
     """Limits of `staleproof capture`."""
 
     inflight_records: Annotated[int, Field(ge=1_000, le=1_000_000)] = 50_000
+    stalled_after_seconds: Annotated[int, Field(ge=1, le=600)] = 15
     http_port: Port = 0
     http_host: str = "127.0.0.1"
 

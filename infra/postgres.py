@@ -173,7 +173,11 @@ def _open_to_all(directory: Path) -> None:
 def _remove_orphans(stacks: Path) -> None:
     """Delete data whose stack directory is gone (a test's temporary directory), or it would gather for ever."""
     for owner in stacks.glob("*.owner"):
-        if not Path(owner.read_text(encoding="utf-8").strip()).exists():
+        try:
+            directory = Path(owner.read_text(encoding="utf-8").strip())
+        except FileNotFoundError:
+            continue  # another start removes the same orphan
+        if not directory.exists():
             shutil.rmtree(owner.with_suffix(""), ignore_errors=True)
             owner.unlink(missing_ok=True)
 

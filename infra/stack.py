@@ -425,14 +425,22 @@ def _answer(ask: Callable[[], None]) -> str:
     return ""
 
 
+def prepare(directory: Path) -> int:
+    """Find, or fetch, every program that the stack needs; starts nothing."""
+    prerequisites.find(kafka_libs=directory / "kafka" / "libs")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 2 for a missing prerequisite, 1 for any other failure."""
     parser = argparse.ArgumentParser(prog="python -m infra.stack", description="The local stack of staleproof.")
-    parser.add_argument("command", choices=["up", "down", "status", "supervise"], metavar="up|down|status")
+    parser.add_argument(
+        "command", choices=["up", "down", "status", "prepare", "supervise"], metavar="up|down|status|prepare"
+    )
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="where its data and logs are kept")
     options = parser.parse_args(arguments)
     directory = options.directory.resolve()
-    commands = {"up": up, "down": down, "status": status, "supervise": supervise}
+    commands = {"up": up, "down": down, "status": status, "prepare": prepare, "supervise": supervise}
     # `up` reads its supervisor's complaints from standard output, and passes them on.
     complaints = sys.stdout if options.command == "supervise" else sys.stderr
     try:

@@ -8,8 +8,9 @@ import json
 import pytest
 
 from cdc.errors import ConfigError
-from consumers.check import as_json_text, read_views, report
+from consumers.check import as_json_text, report
 from consumers.findings import Finding, Level
+from consumers.regions import read_views
 
 FINDINGS = [
     Finding(level=Level.OK, subject="kafka", text="version 4.3"),

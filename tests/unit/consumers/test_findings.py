@@ -172,6 +172,11 @@ def test_a_publication_that_sends_partitions_fails():
     assert (level, fix) == ("FAIL", 'ALTER PUBLICATION "staleproof" SET (publish_via_partition_root = true);')
 
 
+def test_a_partitioned_table_that_is_left_out_is_added():
+    ((_, _, fix),) = judged(publication(tables={}, via_root=True), table(partitioned=True))
+    assert fix == 'ALTER PUBLICATION "staleproof" ADD TABLE "public"."contacts";'
+
+
 @pytest.mark.parametrize(
     "sent",
     [

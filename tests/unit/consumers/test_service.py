@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from cdc.errors import ConfigError
-from consumers.service import Health, configure_logging, host_is_ours, serve_http, stopped_by_signals
+from consumers.service import Health, Pulse, configure_logging, host_is_ours, serve_http, stopped_by_signals
 from tests.waiting import wait_until
 
 
@@ -145,3 +145,46 @@ def test_logs_are_json_lines_with_a_constant_event(capsys):
     assert line["timestamp"].endswith("Z")
     structlog.get_logger("x").debug("hidden")
     assert capsys.readouterr().err == ""
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("consumers.service.time.monotonic", lambda: self.now)
+
+
+def test_a_loop_that_stops_reporting_is_not_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pulse = Pulse(stalled_after_seconds=10)
+    pulse.beat(clock.now)
+    assert pulse.health() == Health(live=True, ready=True)
+    clock.now += 11
+    assert not pulse.health().live
+
+
+def test_without_heartbeats_a_turning_loop_is_live_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pulse = Pulse(stalled_after_seconds=10)
+    pulse.beat(None)
+    assert (pulse.health().live, pulse.health().ready) == (True, False)
+    passed_at = clock.now
+    clock.now += 11
+    pulse.beat(passed_at)
+    assert (pulse.health().live, pulse.health().ready) == (True, False)
+
+
+def test_a_doubt_is_not_ready_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pulse = Pulse(stalled_after_seconds=10)
+    pulse.beat(clock.now, "2 scopes are closed")
+    assert pulse.health() == Health(live=True, ready=False, reason="2 scopes are closed")
+
+
+def test_waiting_is_live_for_as_long_as_was_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pulse = Pulse(stalled_after_seconds=10)
+    pulse.wait("opening", limit_seconds=60)
+    clock.now += 59
+    assert pulse.health() == Health(live=True, ready=False, reason="opening")
+    clock.now += 2
+    assert not pulse.health().live

@@ -1,0 +1,162 @@
+"""Fixtures: one real stack for the whole run (PostgreSQL, Kafka, three Redis); a database, topics and keys per test."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from consumers.regions import open_region, read_views
+from consumers.settings import Settings, load_settings
+from infra.stack import Stack
+from invalidator.reader import CacheReader
+from tests.waiting import wait_until
+
+_serial = itertools.count()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The real servers."""
+    with Stack.start(tmp_path_factory.mktemp("stack")) as started:
+        yield started
+
+
+@dataclass(kw_only=True)
+class Site:
+    """One test's own database, topic prefix and keys on the shared stack, and the processes it started."""
+
+    directory: Path
+    dsn: str
+    settings: Settings
+    database: psycopg.Connection[Any]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """A `staleproof` process; its log is `<first word>-<n>.log` in the directory."""
+        log = (self.directory / f"{command[0]}-{len(self.processes)}.log").open("wb")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "consumers.cli", *command, "--config", str(self.directory / "staleproof.yaml")],
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        self.processes.append(process)
+        return process
+
+    def reader(self, region: str) -> CacheReader:
+        """A reader of that region; each load has a connection of its own."""
+        return CacheReader(
+            open_region(self.settings, region),
+            read_views(self.settings.views),
+            lambda: psycopg.connect(self.dsn, autocommit=True),
+        )
+
+    def wait_open(self, region: str, seconds: float = 60) -> None:
+        """Until every scope of the region's first shard is open."""
+        known = open_region(self.settings, region)
+
+        def is_open() -> bool:
+            self.check_processes()
+            scopes = [text for name, text in known.header(0).items() if name.startswith("s:")]
+            return bool(scopes) and all(text.startswith("o") for text in scopes)
+
+        wait_until(is_open, f"region {region} is open", seconds=seconds)
+
+    def wait_drained(self, region: str, seconds: float = 60) -> None:
+        """Until the region's watermark is past everything committed before this call."""
+        known = open_region(self.settings, region)
+        with self.database.cursor() as cursor:
+            cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'")
+            end = int((cursor.fetchone() or (0,))[0])
+
+        def is_past() -> bool:
+            self.check_processes()
+            return int(known.header(0).get("w", "0" * 32)[8:24], 16) >= end
+
+        wait_until(is_past, f"region {region} has applied everything up to {end:x}", seconds=seconds)
+
+    def check_processes(self) -> None:
+        """Fail with the log of a process that died by itself."""
+        for process in self.processes:
+            if process.poll() not in (None, 0, -9):
+                logs = "\n".join(path.read_text()[-2_000:] for path in sorted(self.directory.glob("*.log")))
+                raise AssertionError(f"a process ended with {process.returncode}:\n{logs}")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Every log line with that event name, of all processes."""
+        lines = (line for path in self.directory.glob("*.log") for line in path.read_text().splitlines())
+        records = (json.loads(line) for line in lines if line.startswith("{"))
+        return [record for record in records if record.get("event") == event]
+
+    def stop(self) -> None:
+        """End every process that is still there."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+
+VIEWS = """
+version: 1
+views:
+  contact: {key: "contact:{id}", mode: invalidate, tables: {public.contacts: {}}}
+  segment:
+    key: "segment:{id}"
+    mode: invalidate
+    tables: {public.members: {parts: {id: segment_id}}}
+  template: {key: "template:{id}", mode: refresh, tables: {public.templates: {}}}
+"""
+
+SCHEMA = """
+CREATE TABLE contacts (id int PRIMARY KEY, email text, status text);
+CREATE TABLE members (contact_id int PRIMARY KEY, segment_id int NOT NULL);
+CREATE TABLE templates (id int PRIMARY KEY, body text);
+ALTER TABLE members REPLICA IDENTITY FULL;
+CREATE PUBLICATION staleproof FOR TABLE contacts, members, templates;
+"""
+
+
+@pytest.fixture
+def site(stack: Stack, tmp_path: Path) -> Iterator[Site]:
+    """A fresh database with tables, settings and views; nothing is started yet."""
+    name = f"t{next(_serial)}x{os.getpid()}"
+    with psycopg.connect(stack.postgres_dsn, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    dsn = psycopg.conninfo.make_conninfo(stack.postgres_dsn, dbname=name)
+    regions = {region: {"url": url, "prefix": name} for region, url in stack.redis_urls.items()}
+    settings = {
+        "source": {"name": name, "dsn": dsn, "slot": name},
+        "kafka": {"bootstrap_servers": stack.kafka_bootstrap, "partitions": 2},
+        "regions": regions,
+        "worker": {"stalled_after_seconds": 10},
+    }
+    (tmp_path / "staleproof.yaml").write_text(json.dumps(settings))
+    (tmp_path / "views.yaml").write_text(VIEWS)
+    database = psycopg.connect(dsn, autocommit=True)
+    database.execute(SCHEMA)
+    site = Site(directory=tmp_path, dsn=dsn, settings=load_settings(tmp_path / "staleproof.yaml"), database=database)
+    yield site
+    site.stop()
+    database.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
+        " AND NOT active"
+    )
+    database.close()
