@@ -20,11 +20,15 @@ PROBE_FIRST = 900_000_001
 PROBE_CONTACTS = 64
 """Contacts of the probe: nobody else reads or writes them."""
 
-ENGAGED = 2_500
-"""The first contacts: those who open mails, and whom every send therefore goes to first."""
+ENGAGED = 2_400
+"""The first contacts: those who open mails, and whom sends therefore go to."""
 
-ENGAGED_SHARE = 0.7
-"""So much of what happens, happens to them."""
+WAVE_CONTACTS = 60
+WAVE_SECONDS = 1.25
+"""Sends go through them in waves, in all regions at once: so many contacts in so much time."""
+
+REACTING_SHARE = 0.7
+"""Who is being mailed opens, clicks, unsubscribes and mends his profile: so much of what happens, happens to them."""
 
 MEMBERS_PER_SEGMENT_MAX = 2_000
 MEMBERS_PER_SEGMENT_MIN = 40
@@ -55,13 +59,19 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def skewed(rng: random.Random, count: int) -> int:
-    """A number from 1 to `count`, small ones far more often: a tenth of them is drawn nearly half of the time."""
+    """A number from 1 to `count`, small ones more often: a tenth of them is drawn nearly half of the time."""
     return 1 + int(count * rng.random() ** 3)
 
 
-def audience(rng: random.Random, sizes: Sizes) -> int:
-    """A contact that something happens to: most of it happens to the engaged ones."""
-    return skewed(rng, ENGAGED if rng.random() < ENGAGED_SHARE else sizes.contacts)
+def recipients(seconds: float) -> range:
+    """The contacts whom sends reach `seconds` after the load began. They are mailed now, so they react now."""
+    first = int(seconds / WAVE_SECONDS) * WAVE_CONTACTS % ENGAGED
+    return range(1 + first, 1 + first + WAVE_CONTACTS)
+
+
+def audience(rng: random.Random, sizes: Sizes, seconds: float) -> int:
+    """A contact that something happens to, `seconds` after the load began."""
+    return rng.choice(recipients(seconds)) if rng.random() < REACTING_SHARE else skewed(rng, sizes.contacts)
 
 
 def contact(number: int, rng: random.Random) -> Row:

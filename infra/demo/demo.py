@@ -40,8 +40,8 @@ SOURCE = "demo"
 PARTITIONS = 2
 HERE = Path(__file__).resolve().parent
 
-WARM_UP_SECONDS = 5.0
-MAILS_PER_SECOND = 80.0
+WARM_UP_SECONDS = 6.0
+MAILS_PER_SECOND = 60.0
 """Each region's. Bounded, so that what is measured is not the queue for two processors."""
 
 LINGER_SECONDS = 2.0
@@ -150,14 +150,15 @@ class Demo:
 
     def _start_load(self, crew: Crew) -> None:
         seed = ("--seed", str(self._options.seed))
+        began = ("--began", f"{time.time():.3f}")
         naive = ("--naive",) if self._options.naive else ()
         for name, url in self._servers.redis_urls.items():
             crew.child(
-                f"readers-{name}", "infra.demo.readers", "--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *naive,
+                f"readers-{name}", "infra.demo.readers", "--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *began, *naive,
                 DEMO_REDIS=url,
             )  # fmt: skip
         crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive, apart=True)
-        crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed)
+        crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed, *began)
 
     # -- under load
 

@@ -99,7 +99,8 @@ def main() -> int:
     consumer.assign(partitions)
     records, reported = 0, 0.0
     while not orders.stop.is_set():
-        messages = consumer.consume(BATCH_RECORDS, FETCH_SECONDS)
+        first = consumer.poll(FETCH_SECONDS)  # consume() alone would wait for a full batch
+        messages = [] if first is None else [first, *consumer.consume(BATCH_RECORDS - 1, 0)]
         records += delete_changed(client, messages)
         if time.monotonic() - reported > REPORT_SECONDS:
             reported = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 Value: TypeAlias = dict[str, Any]
 Load: TypeAlias = Callable[[Any], Value | None]
 
-SLOW_LOADS = 0.1
+SLOW_LOADS = 0.15
 SLOW_SECONDS = (0.05, 0.25)
 
 

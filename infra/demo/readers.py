@@ -23,15 +23,15 @@ from psycopg_pool import ConnectionPool
 from infra.demo import objects
 from infra.demo.caches import open_cache
 from infra.demo.child import Orders, Tally, report, report_until_stopped
-from infra.demo.data import ENGAGED, Sizes, skewed
+from infra.demo.data import Sizes, recipients, skewed
 from infra.demo.objects import Load, Value
-from infra.demo.workload import Pace
+from infra.demo.workload import Pace, since
 
 THREADS = 4
 """Mails are rendered side by side, as an application server does: one slow load holds up one mail."""
 
 MAILS_PER_SEND = 20
-STATISTICS_SHARE = 0.5
+STATISTICS_SHARE = 0.6
 
 
 class Cache(Protocol):
@@ -48,11 +48,12 @@ class Cache(Protocol):
 class Sender:
     """Renders the mails of one send after the other."""
 
-    def __init__(self, cache: Cache, rng: random.Random, sizes: Sizes, pace: Pace) -> None:
+    def __init__(self, cache: Cache, rng: random.Random, sizes: Sizes, pace: Pace, clock: Callable[[], float]) -> None:
         self._cache = cache
         self._rng = rng
         self._sizes = sizes
         self._pace = pace
+        self._clock = clock
         self._pause = objects.dawdle(rng)
 
     def send(self) -> None:
@@ -62,16 +63,15 @@ class Sender:
         if campaign is None:
             return
         segment = self._get("segment", campaign["segment_id"], objects.segment)
-        if not segment or not segment["members"]:
-            return
-        engaged = segment["members"][: bisect.bisect(segment["members"], ENGAGED)]
-        for _ in range(MAILS_PER_SEND if engaged else 0):
-            self._mail(number, engaged)
+        due = members_in(segment["members"], recipients(self._clock())) if segment else []
+        if not due:
+            self._pace.spend(1)  # nobody is due: looking is not for free
+        for _ in range(min(MAILS_PER_SEND, 2 * len(due))):
+            self._mail(number, self._rng.choice(due))
             self._pace.spend(1)
 
-    def _mail(self, campaign_number: int, members: list[int]) -> None:
+    def _mail(self, campaign_number: int, contact_number: int) -> None:
         campaign = self._get("campaign", campaign_number, objects.campaign)
-        contact_number = members[skewed(self._rng, len(members)) - 1]
         contact = self._get("contact", contact_number, objects.contact)
         if campaign is None or contact is None or contact["status"] != "subscribed":
             return
@@ -83,6 +83,11 @@ class Sender:
 
     def _get(self, view: str, number: int, loader: Callable[[int, Callable[[], None]], Load]) -> Value | None:
         return self._cache.get(view, number, loader(number, self._pause))
+
+
+def members_in(members: list[int], wanted: range) -> list[int]:
+    """Those of the ordered `members` that are wanted."""
+    return members[bisect.bisect_left(members, wanted.start) : bisect.bisect_left(members, wanted.stop)]
 
 
 def render(template: Value, contact: Value) -> str:
@@ -99,6 +104,7 @@ def main() -> int:
     parser.add_argument("--region", required=True)
     parser.add_argument("--rate", type=float, required=True, help="mails per second")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--began", type=float, required=True, help="when the load began, in seconds since 1970")
     parser.add_argument("--naive", action="store_true")
     options = parser.parse_args()
     orders, tally = Orders(), Tally()
@@ -107,7 +113,7 @@ def main() -> int:
     def work(number: int, pool: ConnectionPool[psycopg.Connection[Any]]) -> None:
         cache = open_cache(options.region, os.environ["DEMO_REDIS"], pool.connection, naive=options.naive)
         rng = random.Random(f"{options.seed}:{options.region}:{number}")
-        sender = Sender(cache, rng, Sizes(), Pace(options.rate / THREADS, orders.stop))
+        sender = Sender(cache, rng, Sizes(), Pace(options.rate / THREADS, orders.stop), since(options.began))
         try:
             while not orders.stop.is_set():
                 sender.send()

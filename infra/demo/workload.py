@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
+import msgspec
 import psycopg
 
 from infra.demo.child import Orders, Tally, report, report_until_stopped
@@ -39,12 +40,13 @@ Connection = psycopg.Connection[Any]
 
 
 class Writer:
-    """Makes up one transaction after the other. The same seed makes up the same ones."""
+    """Makes up one transaction after the other, from a seed. `clock` gives the seconds since the load began."""
 
-    def __init__(self, connection: Connection, rng: random.Random, sizes: Sizes) -> None:
+    def __init__(self, connection: Connection, rng: random.Random, sizes: Sizes, clock: Callable[[], float]) -> None:
         self._connection = connection
         self._rng = rng
         self._sizes = sizes
+        self._clock = clock
         self._next_event = sizes.events + 1
         self._moved: deque[int] = deque()
         self._deleted: deque[tuple[int, list[int]]] = deque()
@@ -81,7 +83,7 @@ class Writer:
         return self._connection.execute(query, values).rowcount  # type: ignore[arg-type]  # literals of this file
 
     def _contact(self) -> int:
-        number = audience(self._rng, self._sizes)
+        number = audience(self._rng, self._sizes, self._clock())
         return number - 1 if number % IMPORTER_SHARE == 0 else number
 
     def _contacts(self, least: int, most: int) -> list[int]:
@@ -215,7 +217,7 @@ class Writer:
             "INSERT INTO tracking_events (id, contact_id, campaign_id, kind)"
             " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[])",
             numbers,
-            [audience(self._rng, self._sizes) for _ in numbers],
+            [audience(self._rng, self._sizes, self._clock()) for _ in numbers],
             [skewed(self._rng, self._sizes.campaigns) for _ in numbers],
             self._rng.choices(("sent", "open", "click"), (40, 45, 15), k=count),
         )
@@ -244,30 +246,46 @@ class Pace:
             self._stop.wait(self._due - now)
 
 
-def write(connection: Connection, rng: random.Random, rate: float, tally: Tally, stop: threading.Event) -> None:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What one thread of the writer works with."""
+
+    connection: Connection
+    rng: random.Random
+    rate: float
+    tally: Tally
+    stop: threading.Event
+    clock: Callable[[], float]
+
+
+def write(job: Job) -> None:
     """Write until stopped."""
-    writer, pace = Writer(connection, rng, Sizes()), Pace(rate, stop)
-    while not stop.is_set():
+    writer, pace = Writer(job.connection, job.rng, Sizes(), job.clock), Pace(job.rate, job.stop)
+    while not job.stop.is_set():
         changes = writer.transact()
-        tally.add({"changes": changes, "transactions": 1})
+        job.tally.add({"changes": changes, "transactions": 1})
         pace.spend(changes)
 
 
-def import_slowly(connection: Connection, rng: random.Random, rate: float, tally: Tally, stop: threading.Event) -> None:
+def import_slowly(job: Job) -> None:
     """Update contacts in transactions that stay open for a while, until stopped."""
-    pace = Pace(rate, stop)
-    while not stop.is_set():
-        count = Sizes().contacts // IMPORTER_SHARE
-        numbers = sorted({skewed(rng, count) * IMPORTER_SHARE for _ in range(IMPORTER_ROWS)})
-        with connection.transaction():
-            changes = connection.execute(
+    pace = Pace(job.rate, job.stop)
+    while not job.stop.is_set():
+        chosen = (audience(job.rng, Sizes(), job.clock()) for _ in range(IMPORTER_ROWS))
+        numbers = sorted({number - number % IMPORTER_SHARE or IMPORTER_SHARE for number in chosen})
+        with job.connection.transaction():
+            changes = job.connection.execute(
                 "UPDATE contacts SET attributes = v.new, updated_at = now()"
                 " FROM unnest(%s::bigint[], %s::jsonb[]) AS v (id, new) WHERE contacts.id = v.id",
-                (numbers, [attributes(rng) for _ in numbers]),
+                (numbers, [attributes(job.rng) for _ in numbers]),
             ).rowcount
-            stop.wait(rng.uniform(0, IMPORTER_OPEN_SECONDS))
-        tally.add({"changes": changes, "transactions": 1})
+            job.stop.wait(job.rng.uniform(0, IMPORTER_OPEN_SECONDS))
+        job.tally.add({"changes": changes, "transactions": 1})
         pace.spend(changes)
+
+
+def since(began: float) -> Callable[[], float]:
+    """A clock of the seconds since then."""
+    return lambda: max(0.0, time.time() - began)
 
 
 def main() -> int:
@@ -275,14 +293,17 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--began", type=float, required=True, help="when the load began, in seconds since 1970")
     options = parser.parse_args()
     orders, tally, failures = Orders(), Tally(), []
     share = IMPORTER_PERCENT / 100
 
-    def work(job: Callable[..., None], name: str, rate: float) -> None:
+    def work(task: Callable[[Job], None], name: str, rate: float) -> None:
         try:
             with psycopg.connect(os.environ["DEMO_DSN"], autocommit=True) as connection:
-                job(connection, random.Random(f"{options.seed}:{name}"), rate, tally, orders.stop)
+                rng = random.Random(f"{options.seed}:{name}")
+                clock = since(options.began)
+                task(Job(connection=connection, rng=rng, rate=rate, tally=tally, stop=orders.stop, clock=clock))
         except psycopg.Error as error:
             failures.append(f"{name}: {type(error).__name__}: {error.sqlstate}")
             orders.stop.set()
