@@ -29,12 +29,12 @@ from consumers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
-import signal, sys, threading
+import json, signal, sys, threading
 from consumers.capture import run
 from consumers.settings import Settings
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-run(Settings.model_validate_json(sys.stdin.read()), stop)
+run(Settings.model_validate(json.load(sys.stdin)), stop)
 """
 
 
