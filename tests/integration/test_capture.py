@@ -78,7 +78,7 @@ class Place:
                 "SELECT confirmed_flush_lsn::text, active_pid FROM pg_replication_slots WHERE slot_name = %s",
                 [self.name],
             ).fetchone()
-        return row and (parse_lsn(row[0]), row[1])
+        return row and (parse_lsn(row[0] or "0/0"), row[1])  # null while the slot is being made
 
     def acked(self):
         return self.slot()[0]
