@@ -36,7 +36,10 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(PYTEST) -q tests/unit $(ARGS)
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
-	@$(PYTEST) -q tests/property tests/integration tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/mutants $(ARGS)
+
+mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
+	@$(PYTEST) -q tests/mutants $(ARGS)
 
 up: setup  ## Start the local stack and leave it running
 	@$(BIN)/python -m infra.stack up

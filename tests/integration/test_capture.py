@@ -29,12 +29,12 @@ from consumers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
-import signal, sys, threading
+import json, signal, sys, threading
 from consumers.capture import run
 from consumers.settings import Settings
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-run(Settings.model_validate_json(sys.stdin.read()), stop)
+run(Settings.model_validate(json.load(sys.stdin)), stop)
 """
 
 
@@ -78,7 +78,7 @@ class Place:
                 "SELECT confirmed_flush_lsn::text, active_pid FROM pg_replication_slots WHERE slot_name = %s",
                 [self.name],
             ).fetchone()
-        return row and (parse_lsn(row[0]), row[1])
+        return row and (parse_lsn(row[0] or "0/0"), row[1])  # null while the slot is being made
 
     def acked(self):
         return self.slot()[0]

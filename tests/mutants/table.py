@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """Replace `old`, which stands exactly once in `path`, by `new`; `killer` must fail."""
+    """Replace `old`, which stands exactly once in `path`, by `new`; `killer` must fail. `quick`: part of `make test`."""
 
     name: str
     path: str
     old: str
     new: str
     killer: str
+    quick: bool = False
 
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
@@ -25,6 +26,7 @@ MUTANTS = [
         "  if not admits(fences[2] or fences[1], seen) then return {'REFUSED', 'stripe'} end\n",
         "",
         RACE,
+        quick=True,
     ),
     Mutant(
         "2: a snapshot below xmax is taken to see everything",
@@ -32,6 +34,7 @@ MUTANTS = [
         "    if seen:sub(i, i + 15) == stamp then return false end\n",
         "",
         REGION + "test_a_read_that_ran_while_the_writer_was_still_invisible_is_refused",
+        quick=True,
     ),
     Mutant(
         "3: a lost fence hash refuses nothing",

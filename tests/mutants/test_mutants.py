@@ -30,7 +30,9 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize(
+    "mutant", [pytest.param(m, id=m.name, marks=() if m.quick else pytest.mark.slow) for m in MUTANTS]
+)
 def test_the_mutant_is_killed(copy: Path, mutant: Mutant) -> None:
     path = copy / mutant.path
     text = path.read_text()
