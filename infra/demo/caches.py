@@ -34,7 +34,7 @@ class NaiveCache:
         stored = self._client.get(name)
         if stored is not None:
             self.counts["hit"] += 1
-            value: Value | None = msgspec.json.decode(stored)  # type: ignore[arg-type]  # a synchronous client
+            value: Value | None = msgspec.json.decode(stored)
             return value
         self.counts["miss"] += 1
         with self._lend() as connection:

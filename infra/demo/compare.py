@@ -99,7 +99,7 @@ def read_database(connection: psycopg.Connection[Any]) -> Database:
             {
                 f"{view}:{number}": value
                 for view, query in OBJECTS_SQL.items()
-                for number, value in connection.execute(query).fetchall()  # type: ignore[arg-type]  # our own literals
+                for number, value in connection.execute(query).fetchall()
             }
         )
 
@@ -123,13 +123,13 @@ def parse_entry(name: str, raw: bytes, header: Mapping[str, str]) -> Stored:
     | 4 + 4 + 4 | lengths of proof, view and key, which follow; then the payload |
     """
     try:
-        version, kind, content, encoding = raw[:4].decode("ascii")
+        version, kind, content, encoding = (raw[at : at + 1].decode("ascii") for at in range(4))
         lengths = [int(raw[at : at + 4], 16) for at in (92, 96, 100)]
         view_at = 104 + lengths[0]
         key_at = view_at + lengths[1]
         end = key_at + lengths[2]
         view, key, payload = raw[view_at:key_at].decode(), raw[key_at:end].decode(), raw[end:]
-        if version != "1" or kind not in "fe" or content not in "va" or encoding != "j" or end > len(raw):
+        if version != "1" or kind not in ("f", "e") or content not in ("v", "a") or encoding != "j" or end > len(raw):
             raise ValueError("unknown form")
         value = json.loads(payload) if content == "v" else None
         if content == "a" and payload:
@@ -172,13 +172,18 @@ def read_region(client: redis.Redis, *, naive: bool) -> Iterator[tuple[str, Stor
     entries = names if naive else [name for name in names if not name.endswith(("}:h", "}:f"))]
     for start in range(0, len(entries), FETCH_KEYS):
         some = entries[start : start + FETCH_KEYS]
-        for name, raw in zip(some, client.mget(some), strict=True):  # type: ignore[arg-type]  # a synchronous client
-            if raw is None:
+        for name, raw in zip(some, client.mget(some), strict=True):
+            if not isinstance(raw, bytes):
                 raise Unreadable(f"{name}: went away during the comparison; nothing should write any more")
-            yield (
-                name,
-                parse_naive(name, raw) if naive else parse_entry(name, raw, headers[name.partition("}:")[0] + "}"]),
-            )
+            yield name, parse_naive(name, raw) if naive else parse_entry(name, raw, _header(name, headers))
+
+
+def _header(name: str, headers: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """The header of the shard that an entry's key names."""
+    shard, found, _ = name.partition("}:e:")
+    if not found or f"{shard}}}" not in headers:
+        raise Unreadable(f"{name}: neither an entry nor anything else that belongs here")
+    return headers[f"{shard}}}"]
 
 
 def _hash(client: redis.Redis, name: str) -> dict[str, str]:

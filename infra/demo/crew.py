@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -99,7 +99,9 @@ class Child:
 class Service:
     """One `staleproof` process."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, warden: Warden) -> None:  # fmt: skip
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, warden: Warden
+    ) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         with self.log.open("ab") as sink:
@@ -158,7 +160,7 @@ class Crew:
 
     def check(self) -> None:
         """DemoError when anybody ended who should not have."""
-        for member in (*self.services.values(), *self.children.values()):
+        for member in self._members():
             member.check()
 
     def order(self, word: str) -> None:
@@ -171,15 +173,18 @@ class Crew:
         children = (child for child in self.children.values() if child.name.startswith(prefix))
         return int(sum(child.latest.get(name, 0) for child in children))
 
-    def __enter__(self) -> Crew:
+    def _members(self) -> list[Child | Service]:
+        return [*self.children.values(), *self.services.values()]
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         for child in self.children.values():
             child.order("stop")
         for service in self.services.values():
             service.ask_to_stop()
-        for member in (*self.children.values(), *self.services.values()):
+        for member in self._members():
             member.end()
         self._warden.close()
 

@@ -34,17 +34,23 @@ MEMBERS_PER_SEGMENT_MAX = 2_000
 MEMBERS_PER_SEGMENT_MIN = 40
 
 _FIRST_NAMES = (
-    "Ada Amina Björn Chidi Chloé Dmitri Elif Fatima Grace Hiro İpek Jörg Kofi Lucía Mei Noor Olu Priya".split()
-)
+    "Ada", "Amina", "Björn", "Chidi", "Chloé", "Dmitri", "Elif", "Fatima", "Grace", "Hiro", "İpek", "Jörg", "Kofi",
+    "Lucía", "Mei", "Noor", "Olu", "Priya",
+)  # fmt: skip
 _LAST_NAMES = (
-    "Abe Bianchi Costa Diaz Eriksen Fischer García Haddad Ito Jansen Kaya Lopez Müller Nowak Okafor Rossi".split()
-)
-CITIES = "Accra Berlin Bogotá Cairo Delhi Dublin Hanoi İzmir Lagos Lima Lyon Malmö Osaka Porto Quito Zürich".split()
+    "Abe", "Bianchi", "Costa", "Diaz", "Eriksen", "Fischer", "García", "Haddad", "Ito", "Jansen", "Kaya", "Lopez",
+    "Müller", "Nowak", "Okafor", "Rossi",
+)  # fmt: skip
+CITIES = (
+    "Accra", "Berlin", "Bogotá", "Cairo", "Delhi", "Dublin", "Hanoi", "İzmir", "Lagos", "Lima", "Lyon", "Malmö",
+    "Osaka", "Porto", "Quito", "Zürich",
+)  # fmt: skip
 LANGUAGES = ("de", "en", "es", "fr", "ja", "tr")
 _WORDS = (
-    "offer season collection price member order delivery gift summer winter new only today your favourite store "
-    "discount size colour review points reward invitation early access limited free return week style team"
-).split()
+    "offer", "season", "collection", "price", "member", "order", "delivery", "gift", "summer", "winter", "new",
+    "only", "today", "your", "favourite", "store", "discount", "size", "colour", "review", "points", "reward",
+    "invitation", "early", "access", "limited", "free", "return", "week", "style", "team",
+)  # fmt: skip
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +77,7 @@ def recipients(seconds: float) -> range:
 
 def audience(rng: random.Random, sizes: Sizes, seconds: float) -> int:
     """A contact that something happens to, `seconds` after the load began."""
-    return rng.choice(recipients(seconds)) if rng.random() < REACTING_SHARE else skewed(rng, sizes.contacts)
+    return rng.choice(recipients(seconds)) if rng.random() < REACTING_SHARE else rng.randint(1, sizes.contacts)
 
 
 def contact(number: int, rng: random.Random) -> Row:

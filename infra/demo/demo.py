@@ -119,7 +119,7 @@ class Demo:
     def _prepare(self) -> None:
         self._look.say("loading the platform's data")
         with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
-            connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))  # type: ignore[arg-type]
+            connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))
             load(connection, self._options.seed, Sizes())
         self._compare_process("baseline")
         shutil.copy(HERE / "views.yaml", self._place / "views.yaml")
@@ -153,12 +153,10 @@ class Demo:
         began = ("--began", f"{time.time():.3f}")
         naive = ("--naive",) if self._options.naive else ()
         for name, url in self._servers.redis_urls.items():
-            crew.child(
-                f"readers-{name}", "infra.demo.readers", "--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *began, *naive,
-                DEMO_REDIS=url,
-            )  # fmt: skip
+            arguments = ("--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *began, *naive)
+            crew.child(f"readers-{name}", "infra.demo.readers", *arguments, DEMO_REDIS=url)
         crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive, apart=True)
-        crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed, *began)
+        crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed, *began, apart=True)
 
     # -- under load
 
@@ -240,12 +238,13 @@ class Demo:
     def _confirmed_lsn(self) -> int:
         """What the slot's reader has confirmed: Kafka has everything before it. 0 without a reader."""
         return self._ask(
-            "SELECT coalesce(max(confirmed_flush_lsn - '0/0'), 0) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+            "SELECT coalesce(max(confirmed_flush_lsn - '0/0'), 0) FROM pg_replication_slots"
+            " WHERE active_pid IS NOT NULL"
         )
 
     def _ask(self, query: str) -> int:
         with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
-            row = connection.execute(query).fetchone()  # type: ignore[arg-type]  # literals of this file
+            row = connection.execute(query).fetchone()
             assert row is not None
             return int(row[0])
 

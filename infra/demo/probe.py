@@ -1,4 +1,4 @@
-"""The probe: how long after a commit does a region still hold the old value?
+"""The probe: it measures how long after a commit a region still holds the old value.
 
     python -m infra.demo.probe --regions eu us ap --seed 1 [--naive]     # environment: DEMO_DSN, DEMO_REDIS_EU, ...
 

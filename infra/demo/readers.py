@@ -31,6 +31,10 @@ THREADS = 4
 """Mails are rendered side by side, as an application server does: one slow load holds up one mail."""
 
 MAILS_PER_SEND = 20
+FOLLOW_UP_SHARE = 0.4
+FOLLOW_UP_SECONDS = (1.5, 8.0)
+"""So many sends are follow-ups, to those who were reached so long ago."""
+
 STATISTICS_SHARE = 0.6
 
 
@@ -63,7 +67,9 @@ class Sender:
         if campaign is None:
             return
         segment = self._get("segment", campaign["segment_id"], objects.segment)
-        due = members_in(segment["members"], recipients(self._clock())) if segment else []
+        follow_up = self._rng.random() < FOLLOW_UP_SHARE
+        ago_seconds = self._rng.uniform(*FOLLOW_UP_SECONDS) if follow_up else 0.0
+        due = members_in(segment["members"], recipients(max(0.0, self._clock() - ago_seconds))) if segment else []
         if not due:
             self._pace.spend(1)  # nobody is due: looking is not for free
         for _ in range(min(MAILS_PER_SEND, 2 * len(due))):

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 from rich.console import Console
@@ -45,7 +45,7 @@ class Screen(Protocol):
     def show(self, state: State) -> None:
         """The figures now."""
 
-    def __enter__(self) -> Screen: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -61,7 +61,7 @@ class Silent:
     def show(self, state: State) -> None:
         """Show nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +105,7 @@ class Table4Hz(Silent):
         """Draw the table anew."""
         self._live.update(_table(state), refresh=True)
 
-    def __enter__(self) -> Table4Hz:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 

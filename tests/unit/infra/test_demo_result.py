@@ -1,0 +1,98 @@
+"""The demonstration's verdict, its measuring and its plain cache's worker: what counts as shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from infra.demo import demo, naive, probe, regions
+from infra.demo.demo import Counted, Options
+
+GUARDED = Options(seconds=30, rate=300, seed=1, json_only=True, naive=False, directory=Path())
+NAIVE = msgspec.structs.replace(GUARDED, naive=True)
+GOOD = Counted(
+    changes=9_000, reads=20_000, hits=14_000, refused=3, samples=600, timeouts=0, unfilled=0, p50_ms=9.0, p99_ms=30.0
+)
+VERDICT = {"checked": 5_000, "changed": 2_000, "stale": 0}
+
+
+def test_the_last_line_is_what_was_promised():
+    assert demo.result(GOOD, VERDICT) == {
+        "changes": 9_000,
+        "regions": 3,
+        "invalidation_ms": {"p50": 9.0, "p99": 30.0},
+        "reads": 20_000,
+        "hit_ratio": 0.7,
+        "fills_refused": 3,
+        "checked_entries": 5_000,
+        "checked_changed_entries": 2_000,
+        "stale_entries": 0,
+    }
+
+
+def test_a_good_run_has_no_shortcoming():
+    assert demo.shortcomings(GOOD, VERDICT, GUARDED) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hits": 9_999}, {"samples": 89}, {"timeouts": 1}, {"unfilled": 1}, {"changes": 7_199}],
+)
+def test_what_was_not_shown_is_named(change):
+    assert len(demo.shortcomings(msgspec.structs.replace(GOOD, **change), VERDICT, GUARDED)) == 1
+
+
+def test_one_stale_entry_fails_the_guard_and_is_what_the_plain_cache_should_show():
+    stale = {**VERDICT, "stale": 1}
+    assert len(demo.shortcomings(GOOD, stale, GUARDED)) == 1
+    assert demo.shortcomings(GOOD, stale, NAIVE) == []
+    assert len(demo.shortcomings(GOOD, VERDICT, NAIVE)) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--rate", "-1"], ["--fast"]])
+def test_wrong_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.parse(arguments)
+    assert caught.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_options_of_the_command_line():
+    options = demo.parse(["--seconds", "60", "--rate", "2000", "--json-only"])
+    assert (options.seconds, options.rate, options.json_only, options.naive) == (60, 2000, True, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "p50", "p99"), [([], 0.0, 0.0), ([4.0], 4.0, 4.0), ([float(n) for n in range(100, 0, -1)], 50.0, 99.0)]
+)
+def test_percentiles(values, p50, p99):
+    assert (probe.percentile(values, 50), probe.percentile(values, 99)) == (p50, p99)
+
+
+def test_a_region_that_was_never_served_is_not_open():
+    assert regions.standing({}) == regions.Standing()
+
+
+def test_a_closed_scope_or_no_watermark_is_not_open():
+    watermark = "0000000a" + f"{0x1234:016x}" + "0" * 8 + f"{77:012x}"
+    assert regions.standing({"s:": "o", "s:x": "o", "w": watermark}) == regions.Standing(
+        open=True, lsn=0x1234, time_ms=77
+    )
+    assert not regions.standing({"s:": "o", "s:x": "c", "w": watermark}).open
+    assert not regions.standing({"s:": "o"}).open
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "keys"),
+    [
+        ("contacts", {"before": {"id": 1}, "after": {"id": 2}}, {"contact:1", "contact:2"}),
+        ("templates", {"before": None, "after": {"id": 5}}, {"template:5"}),
+        ("segment_members", {"before": {"segment_id": 3, "contact_id": 1}, "after": None}, {"segment:3"}),
+        ("tracking_events", {"before": {"id": 1, "contact_id": 9}, "after": {"id": 1, "contact_id": 8}},
+         {"contact_stats:9", "contact_stats:8"}),
+    ],
+)  # fmt: skip
+def test_the_plain_worker_deletes_the_keys_of_both_images(table, change, keys):
+    assert set(naive.keys_of(table, change)) == keys
