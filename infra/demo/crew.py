@@ -71,7 +71,7 @@ class Child:
         """DemoError when the process ended by itself, or badly."""
         status = self._process.poll()
         if status is not None and (status != 0 or not self.stopping):
-            raise DemoError(f"{self.name} ended with status {status}: {last_line(self.log)} (see {self.log})")
+            raise DemoError(ending(self.name, status, self.log))
 
     def finish(self) -> dict[str, float]:
         """Order it to stop, wait until it has, and return its last counts."""
@@ -118,7 +118,7 @@ class Service:
         """DemoError when it ended: it should run until the end."""
         status = self._process.poll()
         if status is not None:
-            raise DemoError(f"{self.name} ended with status {status}: {last_line(self.log)} (see {self.log})")
+            raise DemoError(ending(self.name, status, self.log))
 
     def ask_to_stop(self) -> None:
         """SIGTERM."""
@@ -197,6 +197,13 @@ def wait_for(crew: Crew, what: str, condition: Any, limit_seconds: float, *, ste
         if time.monotonic() > deadline:
             raise DemoError(f"{what}: not within {limit_seconds:.0f} s")
         time.sleep(step_seconds)
+
+
+def ending(name: str, status: int, log: Path) -> str:
+    """How a process ended that should not have."""
+    if status < 0:
+        return f"{name} was killed by {signal.Signals(-status).name} (see {log})"
+    return f"{name} ended with status {status}: {last_line(log)} (see {log})"
 
 
 def last_line(log: Path) -> str:

@@ -10,6 +10,7 @@ The last line of the output is one JSON object. The exit code is 0 only if every
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -56,7 +57,8 @@ RATE_TICKS = 8
 
 SAMPLES_MIN_PER_SECOND = 3
 HIT_RATIO_MIN = 0.5
-SERVER_DATA = ("postgres", "kafka", "redis-eu", "redis-us", "redis-ap")
+SERVERS = "servers"
+KEPT_RUNS = 4
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -329,15 +331,39 @@ def _counts(crew: Crew) -> dict[str, int]:
 
 @contextmanager
 def run_directory(parent: Path) -> Iterator[Path]:
-    """A directory of this run's own: every run begins with empty servers. Their data goes with it, logs stay."""
+    """A directory of this run's own: every run begins with empty servers. Their data goes with it, the logs stay."""
     parent.mkdir(parents=True, exist_ok=True)
+    tidy(parent)
     place = parent / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
     (place / "logs").mkdir(parents=True)
     try:
         yield place
     finally:
-        for name in SERVER_DATA:
-            shutil.rmtree(place / name, ignore_errors=True)
+        clear(place)
+
+
+def tidy(parent: Path) -> None:
+    """Clear what killed runs left, and forget all but the newest runs. One that still goes on is left alone."""
+    runs = sorted((run for run in parent.iterdir() if (run / "logs").is_dir()), reverse=True)
+    for age, run in enumerate(runs):
+        lock = run / SERVERS / "stack.lock"
+        if lock.exists():
+            with lock.open("rb") as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                clear(run)
+        if age >= KEPT_RUNS:
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def clear(place: Path) -> None:
+    """Remove the servers' data, and keep their logs."""
+    logs = place / SERVERS / "logs"
+    if logs.is_dir():
+        shutil.copytree(logs, place / "logs", dirs_exist_ok=True)
+    shutil.rmtree(place / SERVERS, ignore_errors=True)
 
 
 def parse(arguments: Sequence[str] | None) -> Options:
@@ -362,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with run_directory(options.directory.resolve()) as place, screen.choose(silent=options.json_only) as look:
             look.say("starting PostgreSQL, Kafka and three Redis servers")
-            with stack.Stack.start(place, regions=REGIONS) as servers:
+            with stack.Stack.start(place / SERVERS, regions=REGIONS) as servers:
                 return Demo(options, servers, place, look).run()
     except stack.MissingPrerequisite as error:
         print(f"error: {error}", file=sys.stderr)

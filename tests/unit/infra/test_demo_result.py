@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from infra.demo import demo, naive, probe, regions
+from infra.demo import crew, demo, naive, probe, regions
 from infra.demo.demo import Counted, Options
 
 GUARDED = Options(seconds=30, rate=300, seed=1, json_only=True, naive=False, directory=Path())
@@ -96,3 +97,37 @@ def test_a_closed_scope_or_no_watermark_is_not_open():
 )  # fmt: skip
 def test_the_plain_worker_deletes_the_keys_of_both_images(table, change, keys):
     assert set(naive.keys_of(table, change)) == keys
+
+
+def test_a_run_leaves_its_logs_and_nothing_else(tmp_path):
+    with demo.run_directory(tmp_path) as place:
+        (place / demo.SERVERS / "logs").mkdir(parents=True)
+        (place / demo.SERVERS / "logs" / "kafka.log").write_text("x")
+        (place / demo.SERVERS / "data").write_text("x")
+    assert [path.relative_to(place).as_posix() for path in place.rglob("*")] == ["logs", "logs/kafka.log"]
+
+
+def test_what_a_killed_run_left_is_cleared_and_a_running_one_is_left_alone(tmp_path):
+    for name in ("1-killed", "2-running"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / demo.SERVERS).mkdir()
+        (tmp_path / name / demo.SERVERS / "stack.lock").touch()
+    with (tmp_path / "2-running" / demo.SERVERS / "stack.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        demo.tidy(tmp_path)
+    assert not (tmp_path / "1-killed" / demo.SERVERS).exists()
+    assert (tmp_path / "2-running" / demo.SERVERS).exists()
+
+
+def test_only_the_newest_runs_are_kept(tmp_path):
+    for number in range(demo.KEPT_RUNS + 3):
+        (tmp_path / f"{number}" / "logs").mkdir(parents=True)
+    demo.tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "5", "6"]
+
+
+def test_a_process_that_ended_is_named_with_its_last_words(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("first\nstaleproof: no such topic\n\n")
+    assert crew.ending("capture", 2, log) == f"capture ended with status 2: staleproof: no such topic (see {log})"
+    assert crew.ending("capture", -9, log) == f"capture was killed by SIGKILL (see {log})"
