@@ -31,11 +31,11 @@ THREADS = 4
 """Mails are rendered side by side, as an application server does: one slow load holds up one mail."""
 
 MAILS_PER_SEND = 20
-FOLLOW_UP_SHARE = 0.4
-FOLLOW_UP_SECONDS = (1.5, 8.0)
+FOLLOW_UP_SHARE = 0.5
+FOLLOW_UP_SECONDS = (1.5, 10.0)
 """So many sends are follow-ups, to those who were reached so long ago."""
 
-STATISTICS_SHARE = 0.6
+STATISTICS_SHARE = 0.9
 
 
 class Cache(Protocol):
@@ -62,18 +62,19 @@ class Sender:
 
     def send(self) -> None:
         """One send: some mails of one campaign."""
-        number = skewed(self._rng, self._sizes.campaigns)
+        follow_up = self._rng.random() < FOLLOW_UP_SHARE
+        campaigns = self._sizes.campaigns
+        number = self._rng.randint(1, campaigns) if follow_up else skewed(self._rng, campaigns)
         campaign = self._get("campaign", number, objects.campaign)
         if campaign is None:
             return
         segment = self._get("segment", campaign["segment_id"], objects.segment)
-        follow_up = self._rng.random() < FOLLOW_UP_SHARE
         ago_seconds = self._rng.uniform(*FOLLOW_UP_SECONDS) if follow_up else 0.0
         due = members_in(segment["members"], recipients(max(0.0, self._clock() - ago_seconds))) if segment else []
         if not due:
             self._pace.spend(1)  # nobody is due: looking is not for free
-        for _ in range(min(MAILS_PER_SEND, 2 * len(due))):
-            self._mail(number, self._rng.choice(due))
+        for contact in self._rng.sample(due, min(MAILS_PER_SEND, len(due))):
+            self._mail(number, contact)
             self._pace.spend(1)
 
     def _mail(self, campaign_number: int, contact_number: int) -> None:
