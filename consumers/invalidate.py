@@ -102,6 +102,7 @@ class Worker:
         self._epoch = "00000000"
         self._beats: deque[Beat] = deque(maxlen=64)
         self._pending: deque[Heartbeat] = deque()
+        self._uncaptured: set[str] = set()
         self._lost = True  # believes nothing yet
         self._passed_at: float | None = None
         self._closed: dict[int, int] = {}
@@ -421,8 +422,13 @@ class Worker:
     def _pass(self) -> None:
         """Tell the region the newest heartbeat whose barriers every row has reached."""
         reached = None
-        while self._pending and self._reached(self._pending[0]):
-            reached = self._pending.popleft()
+        while self._pending:
+            if self._is_incomplete(self._pending[0]):
+                self._pending.popleft()  # proves nothing for us, and must not stand before those that do
+            elif self._reached(self._pending[0]):
+                reached = self._pending.popleft()
+            else:
+                break
         if reached is None:
             return
         for shard in self._shards:
@@ -452,12 +458,20 @@ class Worker:
             for partition, barrier in enumerate(beat.barriers.get(topic, []))
         ]
 
+    def _is_incomplete(self, beat: Heartbeat) -> bool:
+        """Whether a table of our views was not captured when the heartbeat was published.
+
+        Its changes are lost until it is, and three heartbeats must follow that: its views close at both ends.
+        """
+        missing = {topic for topic in self._tables if topic not in beat.barriers}
+        for topic in sorted(missing ^ self._uncaptured):
+            state = "is not captured: add it to the publication" if topic in missing else "is captured from now on"
+            self._close_views(self._tables[topic], f"table {self._tables[topic]} {state}")
+        self._uncaptured = missing
+        return bool(missing)
+
     def _reached(self, beat: Heartbeat) -> bool:
-        """Whether every row is at or after its barrier; a partition that is new to us is taken up from its start."""
-        missing = [topic for topic in self._tables if topic not in beat.barriers]
-        if missing:
-            self._alarm("uncaptured", f"no capture of {', '.join(missing)}: add the table to the publication")
-            return False
+        """Whether every row is at or after its barrier."""
         barriers = self._barriers(beat)
         if any(partition not in self._assigned for partition, _ in barriers):
             raise _Moved("new partition")  # taken up from its start

@@ -107,14 +107,13 @@ class World:
         log.append(Record(*partition, len(log), 0, key, body or value, header.encode()))
         return stamp
 
-    def heartbeat(self, snapshot: str | None = None) -> None:
+    def heartbeat(self, snapshot: str | None = None, topics: tuple[str, ...] = (TOPIC, TEMPLATES)) -> None:
         """Publish one; by default it saw everything."""
         self.lsn += 10
         self.stamp += 1
         self.beats += 1
         barriers = {
-            topic: [len(log) for (name, _), log in sorted(self.data.log.items()) if name == topic]
-            for topic in (TOPIC, TEMPLATES)
+            topic: [len(log) for (name, _), log in sorted(self.data.log.items()) if name == topic] for topic in topics
         }
         beat = Heartbeat(
             source="shop", history=HISTORY, number=self.beats, position=Position(self.epoch, self.lsn, 0).text,
@@ -471,3 +470,25 @@ def test_no_alarm_without_a_fault(world: World) -> None:
     world.drain()
     samples = [s for metric in world.registry.collect() for s in metric.samples if s.name.endswith("_alarms_total")]
     assert sum(sample.value for sample in samples) == 0
+
+
+def test_a_table_that_is_not_captured_closes_its_views_until_three_heartbeats_after_it_is(world: World) -> None:
+    world.open()
+    for key in ("template:1", "contact:1"):
+        assert world.fill(key).outcome is Outcome.APPLIED
+    for _ in range(4):
+        world.heartbeat(topics=(TOPIC,))
+        world.drain()
+        assert world.fill("template:1") == Filled(Outcome.REFUSED, "closed")
+    assert world.alarms("closed") == 1
+    assert world.read("contact:1") == b"1"
+    lost = f"p{world.stamp + 1:016x}{world.stamp + 1:016x}"
+    world.heartbeat()
+    world.drain()
+    for _ in range(3):
+        assert world.fill("template:1") == Filled(Outcome.REFUSED, "closed")
+        world.heartbeat()
+        world.drain()
+    assert world.read("template:1") is None
+    assert world.fill("template:1", seen=lost) == Filled(Outcome.REFUSED, "view")
+    assert world.fill("template:1").outcome is Outcome.APPLIED
