@@ -122,13 +122,17 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Close(msgspec.Struct, frozen=True, kw_only=True):
-    """Close `scope` from control offset `offset` on; a new `epoch` (8 digits) only once; `rows` jump."""
+    """Close `scope` from control offset `offset` on; a new `epoch` (8 digits) only once.
+
+    `rows` jump; `rows_digest` says that from now on all rows are planned by those views.
+    """
 
     scope: str
     offset: int
     epoch: str = ""
     history: str = ""
     digest: str = ""
+    rows_digest: str = ""
     rows: tuple[tuple[str, Row], ...] = ()
 
 
@@ -228,13 +232,17 @@ class Shard:
         text = self.header.get(name)
         return 0 if text is None else Row.parse(text).next_offset
 
+    def newest_of_rows(self) -> tuple[str, str]:
+        """Highest position of all rows, and highest stamp of those in this epoch."""
+        rows = [Row.parse(text) for name, text in self.header.items() if name.startswith("t:")]
+        newest = max((row.position for row in rows), default=ZERO_POSITION)
+        return newest, max((row.stamp for row in rows if row.position[:8] == self.epoch), default=ZERO_STAMP)
+
     def default_fence(self) -> Fence:
         """The fence of every stripe without one; re-made from all rows when the hash was lost."""
         if "*" not in self.fences:
-            rows = [Row.parse(text) for name, text in self.header.items() if name.startswith("t:")]
-            newest = max((row.position for row in rows), default=ZERO_POSITION)
-            stamps = (row.stamp for row in rows if row.position[:8] == self.epoch)
-            self.fences["*"] = Fence(False, newest, (ZERO_STAMP, max(stamps, default=ZERO_STAMP))).text
+            newest, stamp = self.newest_of_rows()
+            self.fences["*"] = Fence(False, newest, (ZERO_STAMP, stamp)).text
         return Fence.parse(self.fences["*"])
 
 
@@ -242,7 +250,7 @@ def apply(shard: Shard, batch: Batch) -> tuple[Outcome, int, int, int]:
     """Apply one batch; entries unlinked, kept and written are counted. Twin of `sp1_apply`."""
     if not shard.header:
         return Outcome.COLD, 0, 0, 0
-    outcome = _compare(shard, batch.rows)
+    outcome = _compare(shard, batch.rows, batch.rows[0].row.digest) if batch.rows else None
     if outcome is None and any(step.row.position[:8] > shard.epoch for step in batch.rows):
         outcome = Outcome.REFUSED
     if outcome is not None:
@@ -293,14 +301,18 @@ def close(shard: Shard, request: Close) -> Outcome:
         if shard.epoch >= request.epoch:
             return Outcome.SUPERSEDED
         shard.header["e"] = request.epoch + shard.header["e"][8] + request.history
+        shard.header.pop("b", None)
     shard.header[request.scope] = _closed(shard.scope(request.scope), request.digest, request.offset).text
     if request.scope == REGION_SCOPE:
         shard.header.pop("w", None)
-        shard.header.pop("b", None)
         shard.fences = {"*": EMPTY_FENCE.text}
         for name, scope in shard.scopes():
             if scope.open:
                 shard.header[name] = msgspec.structs.replace(scope, fence=EMPTY_FENCE).text
+    if request.rows_digest:
+        for name, text in shard.header.items():
+            if name.startswith("t:"):
+                shard.header[name] = text[:120] + request.rows_digest
     shard.header |= {name: row.text for name, row in request.rows}
     return Outcome.APPLIED
 
@@ -310,7 +322,8 @@ def hear(shard: Shard, request: ControlStep) -> Outcome:
     if not shard.header:
         return Outcome.COLD
     owned = [RowStep(name, offset, Row(next_offset=offset)) for name, offset in request.owned]
-    outcome = _compare(shard, owned) or _compare(shard, [request.step])
+    digest = request.step.row.digest
+    outcome = _compare(shard, owned, digest) or _compare(shard, [request.step], digest)
     if outcome is not None:
         return outcome
     if request.position[:8] > shard.epoch:
@@ -318,10 +331,11 @@ def hear(shard: Shard, request: ControlStep) -> Outcome:
     if request.position and request.position[:8] == shard.epoch:
         if len(shard.header["e"]) == 9:
             shard.header["e"] += request.history
-        if shard.header.get("b", "")[:POSITION_WIDTH] < request.position:
+        is_newest = shard.header.get("b", "")[:POSITION_WIDTH] < request.position
+        if is_newest:
             shard.header["b"] = request.position + request.stamp + request.limit
         heard = offset_text(request.step.expected)
-        for name, scope in shard.scopes():
+        for name, scope in shard.scopes() if is_newest else []:
             if not scope.open and scope.closed_at <= heard and scope.heartbeats < 3:
                 count = scope.heartbeats + 1
                 third = request.position if count == 3 else ""
@@ -341,10 +355,11 @@ def pass_heartbeat(shard: Shard, request: Pass) -> tuple[Outcome, int]:
     if shard.header.get("w", "")[:POSITION_WIDTH] < request.position:
         shard.header["w"] = f"{request.position}{request.time_ms:012x}"
     opened = 0
+    newest, stamp = shard.newest_of_rows()
+    fence = Fence(False, max(newest, request.position), (ZERO_STAMP, max(stamp, request.stamp)))
     for name, scope in shard.scopes():
         if not scope.open and scope.heartbeats == 3 and scope.third <= request.position:
-            fence = Fence(False, request.position, (ZERO_STAMP, request.stamp))
-            generation = max(scope.generation, request.position)
+            generation = _raised(scope.generation, request.position)
             shard.header[name] = Scope(generation=generation, digest=scope.digest, fence=fence).text
             opened += 1
     return Outcome.APPLIED, opened
@@ -403,12 +418,20 @@ def readable(data: bytes, region: Scope | None, view: Scope | None) -> bool:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _compare(shard: Shard, steps: Sequence[RowStep]) -> Outcome | None:
+def _raised(generation: str, position: str) -> str:
+    """Always larger: a raise may be logged before another and become visible after it."""
+    return max(position, generation[:24] + f"{int(generation[24:], 16) + 1:08x}")
+
+
+def _compare(shard: Shard, steps: Sequence[RowStep], digest: str) -> Outcome | None:
     pending = done = 0
     outcome = None
     for step in steps:
         stored = shard.next_offset(step.field)
-        if stored == step.expected:
+        text = shard.header.get(step.field)
+        if text is not None and Row.parse(text).digest not in (digest, NO_DIGEST):
+            outcome = Outcome.DISPLACED
+        elif stored == step.expected:
             pending += 1
         elif stored == step.row.next_offset:
             done += 1
@@ -438,7 +461,7 @@ def _raise(shard: Shard, order: ScopeRaise, beat: Beat | None) -> None:
     fence = scope.fence
     if fence is not None and order.position[:8] == shard.epoch:
         fence = merge(fence, order.position, order.stamps, beat)
-    generation = max(scope.generation, order.position)
+    generation = _raised(scope.generation, order.position)
     shard.header[order.field] = msgspec.structs.replace(scope, generation=generation, fence=fence).text
 
 

@@ -125,7 +125,7 @@ class Region:
     def close(self, shard: int, request: Close) -> Outcome:
         """Close a scope and jump rows."""
         args: list[str | bytes | int] = [FORMAT, request.scope or REGION_SCOPE, offset_text(request.offset)]
-        args += [request.epoch, request.history, request.digest]
+        args += [request.epoch, request.history, request.digest, request.rows_digest]
         args += [part for name, row in request.rows for part in (name, row.text)]
         return self._outcome("sp1_close", shard, args)
 

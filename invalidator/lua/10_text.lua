@@ -6,6 +6,7 @@ local ZERO_STAMP = '0000000000000000'
 local ZERO_POSITION = ZERO_STAMP .. ZERO_STAMP
 local HEAD_BYTES, PROOF_BYTES = 104, 360
 local EXACT_BYTES = 8 * 16
+local SLICE = 1000  -- arguments of one call: Lua's stack holds some thousands; even, as pairs are sliced too
 
 local function larger(a, b) if a > b then return a end return b end
 

@@ -12,6 +12,13 @@ local function is_open(scope) return scope and scope:sub(1, 1) == 'o' end
 
 local function generation(scope) return scope:sub(2, 33) end
 
+-- The generation after a raise at `position`: always a larger one. The maximum would not do: a raise may be logged
+-- before another and become visible after it, and what was filled between the two must die as well.
+local function raised(scope, position)
+  local old = generation(scope)
+  return larger(position, old:sub(1, 24) .. string.format('%08x', tonumber(old:sub(25), 16) + 1))
+end
+
 -- Whether an entry with this head can be served under these scopes.
 local function readable(head, region, view)
   return #head >= HEAD_BYTES and is_open(region) and is_open(view)
@@ -25,15 +32,19 @@ local function proof(head)
   return head:sub(HEAD_BYTES + 1, HEAD_BYTES + length)
 end
 
--- Compares rows with what the caller believes. rows: {field, expected next, new row}...
--- nil: all stand where expected. Else APPLIED (this batch is in already), REWIND or DISPLACED.
-local function compare(h, rows)
+-- Compares rows with what the caller believes. rows: {field, expected next, new row}...; digest: the caller's views.
+-- nil: all stand where expected. Else APPLIED (this batch is in already), REWIND or DISPLACED: a row that was moved by
+-- a worker with other views may have passed what these views need.
+local function compare(h, rows, digest)
   local pending, done = 0, 0
   local outcome = nil
   for _, row in ipairs(rows) do
     local stored = redis.call('HGET', h, row[1])
+    local planned = stored and stored:sub(121) or digest
     stored = stored and stored:sub(1, 16) or ZERO_STAMP
-    if stored == row[2] then
+    if planned ~= digest and planned ~= ZERO_STAMP then
+      outcome = 'DISPLACED'
+    elseif stored == row[2] then
       pending = pending + 1
     elseif stored == row[3]:sub(1, 16) then
       done = done + 1

@@ -10,8 +10,7 @@ local function raise(h, epoch, field, position, stamps, beat)
   if not scope then return end
   local rest = scope:sub(50)
   if is_open(scope) and position:sub(1, 8) == epoch then rest = merge(rest, position, stamps, beat) end
-  local raised = larger(generation(scope), position)
-  redis.call('HSET', h, field, scope:sub(1, 1) .. raised .. scope:sub(34, 49) .. rest)
+  redis.call('HSET', h, field, scope:sub(1, 1) .. raised(scope, position) .. scope:sub(34, 49) .. rest)
 end
 
 -- Whether a fill is proven to show all of these changes. Only a primary's snapshot is asked: in doubt, unlink.

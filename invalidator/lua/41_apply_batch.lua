@@ -5,7 +5,7 @@ local function apply(KEYS, ARGV)
   if refused then return refused end
   local at, rows = 6, {}
   for i = 1, tonumber(ARGV[3]) do rows[i] = {ARGV[at], ARGV[at + 1], ARGV[at + 2]}; at = at + 3 end
-  local outcome = compare(h, rows)
+  local outcome = #rows > 0 and compare(h, rows, rows[1][3]:sub(121)) or nil
   if outcome then return outcome end
   local epoch = redis.call('HGET', h, 'e'):sub(1, 8)
   for _, row in ipairs(rows) do
@@ -26,8 +26,9 @@ local function apply(KEYS, ARGV)
     stripes[#stripes + 1] = text:sub(1, 4)
   end
   local fences = {}
-  if #stripes > 0 then
-    for i, fence in ipairs(redis.call('HMGET', f, unpack(stripes))) do fences[stripes[i]] = fence or default end
+  for from = 1, #stripes, SLICE do
+    local part = redis.call('HMGET', f, unpack(stripes, from, math.min(from + SLICE - 1, #stripes)))
+    for i, fence in ipairs(part) do fences[stripes[from + i - 1]] = fence or default end
   end
   local unlinked, kept, written = 0, 0, 0
   for i = 3, invalidations + 2 do
@@ -53,7 +54,9 @@ local function apply(KEYS, ARGV)
     if position:sub(1, 8) == epoch then fences[stripe] = merge(fences[stripe], position, stamps, beat) end
   end
   for stripe, fence in pairs(fences) do merged[#merged + 1] = stripe; merged[#merged + 1] = fence end
-  if #merged > 0 then redis.call('HSET', f, unpack(merged)) end
+  for from = 1, #merged, SLICE do
+    redis.call('HSET', f, unpack(merged, from, math.min(from + SLICE - 1, #merged)))
+  end
   for _, row in ipairs(rows) do advance(h, row[1], row[3]) end
   return {'APPLIED', unlinked, kept, written}
 end

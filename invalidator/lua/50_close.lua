@@ -28,7 +28,7 @@ redis.register_function{function_name = 'sp1_cold', callback = cold, flags = {'a
 
 -- sp1_close: closes a scope and jumps rows, in one step.
 -- KEYS: header, fences. ARGV: version; scope field; control offset from which heartbeats count; epoch (8) that begins
---   or ''; history; digest of the view or ''; per row: field, row.
+--   or ''; history; digest of the view or ''; digest that all rows take, or ''; per row that jumps: field, row.
 -- Reply: APPLIED, COLD, or SUPERSEDED when that epoch, or a later one, began already.
 local function close(KEYS, ARGV)
   local h, f, field = KEYS[1], KEYS[2], ARGV[2]
@@ -38,10 +38,11 @@ local function close(KEYS, ARGV)
   if ARGV[4] ~= '' then
     if epoch:sub(1, 8) >= ARGV[4] then return {'SUPERSEDED'} end
     redis.call('HSET', h, 'e', ARGV[4] .. epoch:sub(9, 9) .. ARGV[5])
+    redis.call('HDEL', h, 'b')
   end
   redis.call('HSET', h, field, closed(redis.call('HGET', h, field), ARGV[6], ARGV[3]))
   if field == 's:' then  -- the fence it opens with covers every stamp of before, so older fences need no keeping
-    redis.call('HDEL', h, 'w', 'b')
+    redis.call('HDEL', h, 'w')
     redis.call('UNLINK', f)
     redis.call('HSET', f, '*', '=' .. ZERO_POSITION)
     local all = redis.call('HGETALL', h)
@@ -51,7 +52,13 @@ local function close(KEYS, ARGV)
       end
     end
   end
-  for i = 7, #ARGV, 2 do redis.call('HSET', h, ARGV[i], ARGV[i + 1]) end
+  if ARGV[7] ~= '' then
+    local all = redis.call('HGETALL', h)
+    for i = 1, #all, 2 do
+      if all[i]:sub(1, 2) == 't:' then redis.call('HSET', h, all[i], all[i + 1]:sub(1, 120) .. ARGV[7]) end
+    end
+  end
+  for i = 8, #ARGV, 2 do redis.call('HSET', h, ARGV[i], ARGV[i + 1]) end
   return {'APPLIED'}
 end
 redis.register_function{function_name = 'sp1_close', callback = close, flags = {'allow-oom'}}

@@ -9,15 +9,17 @@ local function hear(KEYS, ARGV)
   if refused then return refused end
   local owned = {}
   for i = 10, #ARGV, 2 do owned[#owned + 1] = {ARGV[i], ARGV[i + 1], ARGV[i + 1]} end
-  local outcome = compare(h, owned) or compare(h, {{ARGV[2], ARGV[3], ARGV[4]}})
+  local digest = ARGV[4]:sub(121)
+  local outcome = compare(h, owned, digest) or compare(h, {{ARGV[2], ARGV[3], ARGV[4]}}, digest)
   if outcome then return outcome end
   local position, epoch = ARGV[6], redis.call('HGET', h, 'e')
   if position:sub(1, 8) > epoch:sub(1, 8) then return {'REFUSED'} end
   if position ~= '' and position:sub(1, 8) == epoch:sub(1, 8) then
     if #epoch == 9 then redis.call('HSET', h, 'e', epoch .. ARGV[9]) end
     local newest = redis.call('HGET', h, 'b')
-    if not newest or newest:sub(1, 32) < position then redis.call('HSET', h, 'b', position .. ARGV[7] .. ARGV[8]) end
-    local all = redis.call('HGETALL', h)
+    local is_newest = not newest or newest:sub(1, 32) < position
+    if is_newest then redis.call('HSET', h, 'b', position .. ARGV[7] .. ARGV[8]) end
+    local all = is_newest and redis.call('HGETALL', h) or {}  -- one that a paused capture publishes late counts for nothing
     for i = 1, #all, 2 do
       local scope = all[i + 1]
       if all[i]:sub(1, 2) == 's:' and not is_open(scope) and scope:sub(50, 65) <= ARGV[5] and scope:sub(66, 66) < '3' then

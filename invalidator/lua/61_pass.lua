@@ -14,12 +14,14 @@ local function pass(KEYS, ARGV)
   default_fence(h, KEYS[2])
   local watermark = redis.call('HGET', h, 'w')
   if not watermark or watermark:sub(1, 32) < position then redis.call('HSET', h, 'w', position .. ARGV[4]) end
+  -- A raise met a closed scope: its stamp may be beyond the heartbeat's, but not beyond the rows'.
+  local newest, stamp = newest_of_rows(h)
+  local fence = '-' .. larger(newest, position) .. ZERO_STAMP .. larger(stamp, ARGV[3])
   local opened, all = 0, redis.call('HGETALL', h)
   for i = 1, #all, 2 do
     local scope = all[i + 1]
     if all[i]:sub(1, 2) == 's:' and scope:sub(1, 1) == 'c' and scope:sub(66, 66) == '3' and scope:sub(67, 98) <= position then
-      local raised = larger(generation(scope), position)
-      redis.call('HSET', h, all[i], 'o' .. raised .. scope:sub(34, 49) .. '-' .. position .. ZERO_STAMP .. ARGV[3])
+      redis.call('HSET', h, all[i], 'o' .. raised(scope, position) .. scope:sub(34, 49) .. fence)
       opened = opened + 1
     end
   end
