@@ -50,6 +50,7 @@ FORGERY_MARGIN = 1 << 24
 """A proof may claim stamps so far beyond the newest heartbeat's; more is forged."""
 
 PENDING_HEARTBEATS_MAX = 256
+UNKNOWN_TOPIC = "0" * 32
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 2.0
 
@@ -59,6 +60,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     batch_records: int = 500
     script_keys: int = 250
+    topic_check_seconds: float = 10.0
     fetch_timeout_seconds: float = 0.1
 
 
@@ -99,6 +101,9 @@ class Worker:
         self._next: dict[int, dict[str, int]] = {}
         self._assigned: dict[Partition, int] = {}
         self._sequence: dict[str, int] = {}
+        self._topic_ids: dict[str, str] = {}
+        self._topics_due = 0.0
+        self._gap = ""
         self._epoch = "00000000"
         self._beats: deque[Beat] = deque(maxlen=64)
         self._pending: deque[Heartbeat] = deque()
@@ -129,9 +134,9 @@ class Worker:
                 for record in self._control.fetch(self._limits.batch_records, 0.0):
                     self._hear(record)
             self._pass()
+            self._check_topics()
             records = self._data.fetch(self._limits.batch_records, self._limits.fetch_timeout_seconds)
-            for start in range(0, len(records), self._limits.script_keys):
-                self._apply(records[start : start + self._limits.script_keys])
+            self._apply(records)
             self._pass()
         except _Moved as moved:
             self._lost = True
@@ -139,7 +144,7 @@ class Worker:
             log.warning("worker_moves", region=self._region.name, cause=str(moved))
             return 0
         except GapError as gap:
-            self._lost = True  # the rows are compared with what Kafka still has
+            self._lost, self._gap = True, str(gap)  # the region closes when its rows are looked for
             self._alarm("gap", str(gap))
             return 0
         except TransientError:
@@ -152,6 +157,8 @@ class Worker:
     def _find_rows(self) -> None:
         """Read every shard's rows, make shards that are not there, and start where the region stands."""
         self._region.prepare()
+        self._topic_ids = self._read_topic_ids()
+        self._sequence.clear()
         epochs = []
         for shard in self._shards:
             header = self._region.header(shard)
@@ -159,15 +166,14 @@ class Worker:
                 self._start_cold(shard)
                 header = self._region.header(shard)
             self._compare_with_kafka(shard, header)
-            self._compare_views(shard, header)
+            self._compare_views(shard, self._region.header(shard))
             header = self._region.header(shard)
             rows = {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
             self._next[shard] = {name: row.next_offset for name, row in rows.items()}
             epochs.append(header["e"][:8])
             self._show_scopes(shard, header)
-            for name, row in rows.items():  # where shards differ, reading starts at the hindmost
-                if self._next[shard][name] == self._smallest_so_far(shard, name):
-                    self._sequence[name] = row.sequence
+            self._remember_sequences(shard, rows)
+        self._gap = ""
         self._epoch = min(epochs)  # a shard that started cold knows none
         self._pending.clear()
         self._assigned = {p: self._smallest(row_field(*p)) for p in self._data.partitions(self._tables)}
@@ -179,76 +185,121 @@ class Worker:
     def _smallest(self, name: str) -> int:
         return min(self._next[shard].get(name, 0) for shard in self._shards)
 
-    def _smallest_so_far(self, shard: int, name: str) -> int:
-        return min(self._next[earlier].get(name, 0) for earlier in range(shard + 1))
+    def _remember_sequences(self, shard: int, rows: dict[str, Row]) -> None:
+        """The sequence to go on from: where shards differ, reading starts at the hindmost."""
+        for name, row in rows.items():
+            others = [self._next[earlier].get(name, 0) for earlier in range(shard)]
+            if all(row.next_offset < other for other in others):
+                self._sequence[name] = row.sequence
+            elif row.next_offset in others:
+                self._sequence[name] = max(row.sequence, self._sequence.get(name, 0))
+        for name in self._sequence.keys() - rows.keys():  # missing here: read again from the start
+            self._sequence[name] = 0
+
+    def _read_topic_ids(self) -> dict[str, str]:
+        return self._data.topic_ids([*self._tables, self._control_partition[0]])
+
+    def _row(self, topic: str, offset: int) -> Row:
+        return Row(next_offset=offset, topic_id=self._topic_ids.get(topic, UNKNOWN_TOPIC), digest=self._views.digest)
 
     def _start_cold(self, shard: int) -> None:
         """Begin at the end of everything: closed, until heartbeats prove what was jumped over."""
         rows = self._end_rows(self._data.partitions(self._tables))  # before the control topic's end: later is safer
         offset = self._control_end()
-        rows.append((self._control_field, Row(next_offset=offset, digest=self._views.digest)))
+        rows.append((self._control_field, self._row(self._control_partition[0], offset)))
         views = [(view.name, view.digest) for view in self._views.views.values()]
         outcome = self._region.cold(shard, offset, views, rows)
         self._metrics.cold_starts.inc()
         log.warning("shard_cold", region=self._region.name, shard=shard, outcome=outcome)
 
     def _end_rows(self, partitions: Iterable[Partition]) -> list[tuple[str, Row]]:
-        return [
-            (row_field(*p), Row(next_offset=self._data.bounds(p)[1], digest=self._views.digest)) for p in partitions
-        ]
+        return [(row_field(*p), self._row(p[0], self._data.bounds(p)[1])) for p in partitions]
 
     def _control_end(self) -> int:
         return self._control.bounds(self._control_partition)[1]
 
     def _compare_with_kafka(self, shard: int, header: dict[str, str]) -> None:
-        """A row before what Kafka still has, or after what it has at all, is a gap: close, go on from the end."""
-        broken = []
-        for stream, partitions in (
-            (self._data, self._data.partitions(self._tables)),
-            (self._control, [self._control_partition]),
-        ):
-            for partition in partitions:
-                text = header.get(row_field(*partition))
-                first, end = stream.bounds(partition)
-                offset = 0 if text is None else Row.parse(text).next_offset
-                if not first <= offset <= end:
-                    broken.append(partition)
-                    self._alarm("gap", f"{partition[0]}/{partition[1]}: row at {offset}, kafka has {first} to {end}")
-        if broken:
+        """A row that Kafka's partition does not continue is a gap: close, go on from the end."""
+        broken = [
+            partition
+            for stream, partitions in (
+                (self._data, self._data.partitions(self._tables)),
+                (self._control, [self._control_partition]),
+            )
+            for partition in partitions
+            if self._is_broken(stream, partition, header.get(row_field(*partition)))
+        ]
+        if broken or self._gap:
             rows = self._end_rows(p for p in broken if p != self._control_partition)
             offset = self._control_end()
             if self._control_partition in broken:
-                rows.append((self._control_field, Row(next_offset=offset, digest=self._views.digest)))
+                rows.append((self._control_field, self._row(self._control_partition[0], offset)))
             self._region.close(shard, Close(scope=REGION_SCOPE, offset=offset, rows=tuple(rows)))
 
+    def _is_broken(self, stream: Stream, partition: Partition, text: str | None) -> bool:
+        row = self._row(partition[0], 0) if text is None else Row.parse(text)
+        first, end = stream.bounds(partition)
+        now = self._topic_ids.get(partition[0], UNKNOWN_TOPIC)
+        if UNKNOWN_TOPIC not in (row.topic_id, now) and row.topic_id != now:
+            self._alarm("gap", f"topic {partition[0]} was deleted and made again")
+            return True
+        if not first <= row.next_offset <= end:
+            place = f"{partition[0]}/{partition[1]}"
+            self._alarm("gap", f"{place}: row at {row.next_offset}, kafka has {first} to {end}")
+            return True
+        return False
+
     def _compare_views(self, shard: int, header: dict[str, str]) -> None:
-        """A view that is new here, or means something else than before, begins closed."""
+        """A view that is new here, or means something else than before, begins closed.
+
+        One that this worker does not plan is closed as well: should it come back, its entries have missed changes. The
+        rows take our digest with the last closing, so that a worker that dies in between is followed by one that sees.
+        """
+        ours = {view_scope(view.name): view.digest for view in self._views.views.values()}
+        theirs = {name: Scope.parse(text).digest for name, text in header.items() if name.startswith("s:")}
+        changed = [(name, digest) for name, digest in ours.items() if theirs.get(name) != digest]
+        changed += [
+            (name, NO_DIGEST)
+            for name, digest in theirs.items()
+            if name not in ours and name != REGION_SCOPE and digest != NO_DIGEST
+        ]
         planned_otherwise = any(
             Row.parse(text).digest not in (NO_DIGEST, self._views.digest)
             for name, text in header.items()
             if name.startswith("t:")
         )
-        changed = [
-            view
-            for view in self._views.views.values()
-            if (text := header.get(view_scope(view.name))) is None or Scope.parse(text).digest != view.digest
-        ]
         if planned_otherwise and not changed:  # by which views is not known: records of any may have been ignored
-            changed = list(self._views.views.values())
-        rows = tuple(
-            (name, msgspec.structs.replace(Row.parse(text), digest=self._views.digest))
-            for name, text in header.items()
-            if name.startswith("t:")
-        )
-        for view in changed:
-            request = Close(scope=view_scope(view.name), offset=self._control_end(), digest=view.digest, rows=rows)
+            changed = list(ours.items())
+        for name, digest in changed:
+            last = self._views.digest if name == changed[-1][0] else ""
+            request = Close(scope=name, offset=self._control_end(), digest=digest, rows_digest=last)
             self._region.close(shard, request)
-            log.warning("view_closed", region=self._region.name, view=view.name, reason="new or changed definition")
+            log.warning("view_closed", region=self._region.name, scope=name, reason="new, changed or gone")
 
     # -- data records ------------------------------------------------------------------------------------------------
 
+    def _check_topics(self) -> None:
+        """A topic that was deleted and made again may continue at the same offsets: only its identity tells."""
+        now = time.monotonic()
+        if now >= self._topics_due:
+            self._topics_due = now + self._limits.topic_check_seconds
+            if self._read_topic_ids() != self._topic_ids:
+                raise _Moved("topics changed")
+
     def _apply(self, records: Sequence[Record]) -> None:
-        planned = [self._plan(record) for record in records]
+        """In slices that touch so many keys that Redis is not held for long."""
+        planned: list[_Planned] = []
+        keys = 0
+        for record in records:
+            planned.append(self._plan(record))
+            keys += 1 + len(planned[-1].invalidations)
+            if keys >= self._limits.script_keys:
+                self._apply_planned(planned)
+                planned, keys = [], 0
+        if planned:
+            self._apply_planned(planned)
+
+    def _apply_planned(self, planned: Sequence[_Planned]) -> None:
         newest = max((p.header.position for p in planned if p.header), default=ZERO_POSITION)
         if newest[:8] > self._epoch:
             self._begin_epoch(newest[:8], "", "records of a new epoch")
@@ -260,7 +311,7 @@ class Worker:
             for invalidation in item.invalidations:
                 if invalidation.fault:
                     self._quarantine(item.record, invalidation.fault)
-        self._metrics.records.inc(len(records))
+        self._metrics.records.inc(len(planned))
 
     def _plan(self, record: Record) -> _Planned:
         """Decode and plan. What cannot be understood names the smallest scope that it surely touched."""
@@ -270,6 +321,7 @@ class Worker:
         except BadRecord as error:
             self._close_views(table, f"{name} at {record.offset}: {error}")
             self._quarantine(record, str(error))
+            self._sequence[name] = 0  # its number is not known
             return _Planned(record, None, [])
         last = self._sequence.get(name, 0)
         if last and header.previous != last:
@@ -282,6 +334,9 @@ class Worker:
             envelope = decode_value(record.value)
         except BadRecord as error:
             return _Planned(record, header, self._planner.plan_unreadable(table, header, str(error)))
+        if envelope.table != table:
+            fault = f"a record of another table in the topic of {table}"
+            return _Planned(record, header, self._planner.plan_unreadable(table, header, fault))
         return _Planned(record, header, self._planner.plan(envelope, header, record.key))
 
     def _apply_to(self, shard: int, planned: Sequence[_Planned]) -> Outcome:
@@ -353,6 +408,7 @@ class Worker:
                 position = max(position, header.position)
             rows[name] = Row(
                 next_offset=record.offset + 1,
+                topic_id=self._topic_ids.get(record.topic, UNKNOWN_TOPIC),
                 leader_epoch=max(record.leader_epoch, 0),
                 sequence=header.sequence if header else 0,
                 position=position,
@@ -397,7 +453,7 @@ class Worker:
 
     def _control_step(self, shard: int, record: Record, beat: Heartbeat | None) -> ControlStep:
         known = self._next[shard]
-        row = Row(next_offset=record.offset + 1, leader_epoch=max(record.leader_epoch, 0), digest=self._views.digest)
+        row = self._row(record.topic, record.offset + 1)
         owned = tuple((name, offset) for name, offset in known.items() if name != self._control_field)
         step = RowStep(self._control_field, known.get(self._control_field, 0), row)
         if beat is None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import confluent_kafka
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from cdc.envelope import HEADER_NAME, decode_header
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
@@ -27,6 +28,7 @@ LARGEST_RECORD_BYTES = 16 << 20
 """Kafka's own default of 1 MiB is below one row with a large text; topics that we make allow this much."""
 
 _LINGER_MS = 3
+_64_BITS = (1 << 64) - 1
 _DELIVERY_TIMEOUT_MS = 120_000
 _QUEUE_KILOBYTES = 128 << 10
 
@@ -276,6 +278,7 @@ class RecordStream:
 
     def __init__(self, settings: KafkaSettings, *, group: str, queued_kilobytes: int) -> None:
         self._timeout_seconds = settings.request_timeout_seconds
+        self._admin = AdminClient(client_config(settings))
         self._consumer = confluent_kafka.Consumer(
             client_config(settings)
             | {
@@ -316,6 +319,22 @@ class RecordStream:
         return [
             (topic, partition) for topic in topics if topic in known for partition in sorted(known[topic].partitions)
         ]
+
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """Identity of those topics that exist, 32 hexadecimal digits. Raises TransientError."""
+        found = {}
+        with _asking("the identities of topics"):
+            asked = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_seconds)
+            for topic, future in asked.items():
+                try:
+                    identity = future.result().topic_id
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+                    continue
+                high, low = identity.get_most_significant_bits(), identity.get_least_significant_bits()
+                found[topic] = f"{high & _64_BITS:016x}{low & _64_BITS:016x}"
+        return found
 
     def commit(self, offsets: dict[tuple[str, int], int]) -> None:
         """Tell Kafka, for lag displays only: nothing waits for it, and nothing depends on it."""

@@ -37,5 +37,8 @@ class Stream(Protocol):
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         """Partitions of those topics that exist."""
 
+    def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
+        """Identity (32 hexadecimal digits) of those topics that exist; one made again has another."""
+
     def commit(self, offsets: dict[Partition, int]) -> None:
         """Tell Kafka, for lag displays only."""
