@@ -24,10 +24,10 @@ import structlog
 from cdc.connectors.assembler import Assembler
 from cdc.connectors.base import ChangeStream, Progress, SourceMessage, StreamItem
 from cdc.connectors.postgres import HEARTBEAT_PREFIX, Identity, PostgresSource, PostgresStream, Slot
-from cdc.control import EpochStarted, Heartbeat, encode_control
+from cdc.control import EpochStarted, Heartbeat, decode_control, encode_control
 from cdc.envelope import EnvelopeWriter, encode_header, encode_key
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
-from cdc.events import ChangeEvent, Op, lsn_text
+from cdc.events import ChangeEvent, Offset, Op, Position, lsn_text
 from consumers import telemetry
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
@@ -172,7 +172,7 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
     if memory is None or reason is not None:
         start_lsn = created if created is not None else slot.confirmed_lsn if slot is not None else 0
         memory = SlotMemory(
-            epoch=max(int(time.time()), memory.epoch + 1 if memory is not None else 0),
+            epoch=max(int(time.time()), (_newest_epoch(settings, admin) if memory is None else memory.epoch) + 1),
             system_identifier=identity.system_identifier,
             timeline=identity.timeline,
             slot=source.slot,
@@ -261,6 +261,18 @@ def _remembered(settings: Settings, admin: Admin) -> SlotMemory | None:
     (extent,) = admin.extents([source.state_topic])[source.state_topic]
     value = read_newest(settings.kafka, source.state_topic, extent, source.name.encode())
     return None if value is None else decode_memory(value)
+
+
+def _newest_epoch(settings: Settings, admin: Admin) -> int:
+    """The epoch of the newest control record, 0 without one: where the state was lost, time may have gone back."""
+    source = settings.source
+    (extent,) = admin.extents([source.control_topic])[source.control_topic]
+    last = Extent(Offset(max(extent.begin, extent.end - 1)), extent.end)
+    value = read_newest(settings.kafka, source.control_topic, last, source.name.encode())
+    if value is None:
+        return 0
+    record = decode_control(value)
+    return record.epoch if isinstance(record, EpochStarted) else Position.parse(record.position).epoch
 
 
 def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identity: Identity, reason: str) -> None:

@@ -158,7 +158,6 @@ class Worker:
         """Read every shard's rows, make shards that are not there, and start where the region stands."""
         self._region.prepare()
         self._topic_ids = self._read_topic_ids()
-        self._sequence.clear()
         epochs = []
         for shard in self._shards:
             header = self._region.header(shard)

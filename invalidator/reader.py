@@ -26,13 +26,14 @@ from invalidator.views import View, Views
 T = TypeVar("T")
 
 # Who is this server? Asked once per connection of a primary: it cannot become another one without a restart.
-_IDENTIFY = """SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())::text, CASE
+# `server` tells apart what a pooler or balancer may put behind one connection.
+_SERVER = "concat_ws('/', extract(epoch FROM pg_postmaster_start_time()), inet_server_addr(), inet_server_port())"
+_IDENTIFY = f"""SELECT {_SERVER}, pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())::text, CASE
     WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
-    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""
-_REPLAYED = "SELECT pg_last_wal_replay_lsn()::text"
-_SEEN = (
-    "SELECT pg_current_snapshot()::text, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_is_in_recovery()"
-)
+    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""  # noqa: S608 - our own constant
+_REPLAYED = f"SELECT {_SERVER}, coalesce(pg_last_wal_replay_lsn(), '0/0')::text"
+_SEEN = f"""SELECT {_SERVER}, pg_is_in_recovery(), pg_current_snapshot()::text,
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint"""  # noqa: S608 - our own constant
 _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
@@ -52,6 +53,7 @@ class DatabaseConnection(Protocol):
 
 
 class _Server(msgspec.Struct, frozen=True):
+    name: str
     standby: bool
     history: str
 
@@ -134,18 +136,21 @@ class CacheReader:
             if not connection.autocommit:
                 raise ConfigError("the reader needs connections in autocommit mode: it opens the transaction itself")
             server = self._servers.get(connection) or self._identify(connection)
-            replayed = parse_lsn(connection.execute(_REPLAYED).fetchone()[0]) if server.standby else 0
+            replayed, replayed_by = 0, server.name
+            if server.standby:
+                replayed_by, text = connection.execute(_REPLAYED).fetchone()
+                replayed = parse_lsn(text)
             try:
                 cursor = connection.execute(_BEGIN)
                 cursor.nextset()
-                text, now_ms, standby = cursor.fetchone()
+                name, standby, text, now_ms = cursor.fetchone()
                 value = load(connection)
                 still, unwritten = connection.execute(_END).fetchone()
             except BaseException:
                 connection.rollback()
                 raise
-            if standby is not server.standby:  # promoted meanwhile: which history this was is not known
-                del self._servers[connection]
+            if (name, standby) != (server.name, server.standby) or replayed_by != name:
+                del self._servers[connection]  # promoted, or another server behind a balancer: whose history is it?
                 return value, None
             if still != text or not unwritten:
                 return value, None
@@ -154,9 +159,9 @@ class CacheReader:
             return value, (snapshot, now_ms)
 
     def _identify(self, connection: Any) -> _Server:
-        standby, system, timeline = connection.execute(_IDENTIFY).fetchone()
-        server = _Server(standby, f"{system}:{timeline}")
-        self._servers[connection] = server
+        name, standby, system, timeline = connection.execute(_IDENTIFY).fetchone()
+        server = _Server(name, standby, f"{system}:{timeline}")
+        self._servers[connection] = server  # a standby may follow a new timeline: then fills are refused, and safe
         return server
 
     def _fill(self, view: View, name: str, value: object, snapshot: Snapshot, as_of_ms: int) -> None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from kafka import KafkaConsumer, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -432,6 +432,17 @@ def test_a_dropped_slot_starts_an_epoch(place):
     assert second.epoch > first.epoch
     assert "was lost" in second.reason
     assert (epoch_of(place, 1), epoch_of(place, 2)) == (first.epoch, second.epoch)
+
+
+def test_a_lost_state_and_a_clock_that_went_back_still_start_a_later_epoch(place, monkeypatch):
+    capture_some(place, 1)
+    producer = KafkaProducer(bootstrap_servers=place.stack.kafka_bootstrap)
+    producer.send(f"{place.name}.staleproof.state", key=place.name.encode(), value=None).get(10)
+    producer.close()
+    monkeypatch.setattr(capture.time, "time", lambda: 1_000_000_000.0)
+    capture_some(place, 2)
+    first, second = place.epochs()
+    assert second.epoch == first.epoch + 1
 
 
 def test_a_slot_made_again_by_somebody_else_starts_an_epoch(place):

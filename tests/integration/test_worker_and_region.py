@@ -664,6 +664,7 @@ def test_a_passing_fault_on_a_new_partition_is_no_gap(world: World) -> None:
 
 def test_a_record_after_one_without_a_header_is_no_gap(world: World) -> None:
     world.open()
+    world.change({"id": 8})
     world.change({"id": 9})
     log = world.data.log[TOPIC, 0]
     log[-1] = msgspec.structs.replace(log[-1], header=None)
