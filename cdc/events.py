@@ -89,7 +89,7 @@ class PrimarySnapshot(msgspec.Struct, frozen=True):
         """Whether the read saw everything that transaction `stamp` wrote."""
         return stamp < self.xmin or (stamp < self.xmax and not _contains(self.running, stamp))
 
-    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002
+    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002 - one question for every kind
         """Whether the read saw every transaction with low <= stamp <= high, whichever of them exist."""
         if high < self.xmin:
             return True
@@ -117,7 +117,7 @@ class StandbySnapshot(msgspec.Struct, frozen=True):
         """Whether the read saw everything that transaction `stamp`, logged at `position`, wrote."""
         return stamp < self.xmin or (position is not None and position.lsn < self.replay_lsn)
 
-    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002
+    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002 - one question for every kind
         """Whether the read saw every transaction up to `high`, none of them logged after `position`."""
         return self.covers(high, position)
 

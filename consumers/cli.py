@@ -135,7 +135,7 @@ def _reported(*, debug: bool) -> Iterator[None]:
     configure_logging(debug=debug)
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the outermost frame: whatever it is, one line and an exit code
         if debug:
             raise
         text = " ".join(str(error).split())

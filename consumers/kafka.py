@@ -352,7 +352,7 @@ def _record(message: Any) -> Record:
     error = message.error()
     if error is not None:
         place = f"{message.topic()}/{message.partition()}"
-        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001 - its name for it
             raise GapError(f"{place}: the next record is not in Kafka any more: {error.str()}")
         raise _failure(error, f"cannot read {place}")
     headers = message.headers() or ()

@@ -167,7 +167,6 @@ class WorkerSettings(Section):
     batch_records: Annotated[int, Field(ge=1, le=10_000)] = 500
     script_keys: Annotated[int, Field(ge=1, le=2_000)] = 250
     queued_kilobytes: Annotated[int, Field(ge=256, le=1_000_000)] = 16_384
-    drain_timeout_seconds: Annotated[int, Field(ge=1, le=60)] = 8
     stalled_after_seconds: Annotated[int, Field(ge=1, le=600)] = 15
     http_port: Port = 0
     http_host: str = "127.0.0.1"

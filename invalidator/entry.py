@@ -16,7 +16,6 @@ from invalidator.layout import FORMAT
 HEAD_BYTES = 104
 """Format, kind, content, encoding (1 each), generations (32 + 32), as of, expires (12 + 12), three lengths (4 each)."""
 
-TAIL_START = 68
 SEEN_BYTES_MAX = 0xFFFF
 PROOF_BYTES = 360
 """So much of an entry the apply script reads: room for 15 running transactions; a longer proof counts as none."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
 
 import msgspec
 
@@ -128,12 +127,6 @@ def row_field(topic: str, partition: int) -> str:
     return f"t:{topic}/{partition}"
 
 
-def parse_row_field(field: str) -> tuple[str, int]:
-    """Topic and partition of a row's field. Raises ValueError."""
-    topic, _, partition = field[2:].rpartition("/")
-    return topic, int(partition)
-
-
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint of one topic-partition in one shard, 136 hexadecimal digits.
 
@@ -181,8 +174,3 @@ def offset_text(offset: int) -> str:
 def split(text: str, width: int) -> tuple[str, ...]:
     """`text` in pieces of `width`."""
     return tuple(text[i : i + width] for i in range(0, len(text), width))
-
-
-def joined(stamps: Sequence[str]) -> str:
-    """Stamps as one text."""
-    return "".join(stamps)

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -38,18 +38,6 @@ _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
 _END = "SELECT pg_current_snapshot()::text, pg_current_xact_id_if_assigned() IS NULL; COMMIT"
-
-
-class DatabaseConnection(Protocol):
-    """What the reader needs of a connection; psycopg's is one."""
-
-    autocommit: bool
-
-    def execute(self, query: Any) -> Any:
-        """Run one statement, or several without parameters."""
-
-    def rollback(self) -> None:
-        """Leave the transaction."""
 
 
 class _Server(msgspec.Struct, frozen=True):

@@ -375,7 +375,7 @@ def test_no_heartbeat_is_published_while_kafka_lacks_a_record_before_it(place):
         place.stack.processes["kafka"].pause()
         with place.connect() as db:
             stamp = int(db.execute("INSERT INTO contact VALUES (1) RETURNING pg_current_xact_id()::text").fetchone()[0])
-        time.sleep(1.0)
+        time.sleep(1.0)  # four heartbeat intervals in which none must be published
         place.stack.processes["kafka"].resume()
         count = len(place.heartbeats())
         until(lambda: len(place.heartbeats()) > count + 2, what="three more heartbeats")

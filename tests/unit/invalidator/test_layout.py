@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invalidator.layout import Fence, Layout, Row, Scope, parse_row_field, row_field
+from invalidator.layout import Fence, Layout, Row, Scope
 
 hexadecimal = st.text("0123456789abcdef", min_size=16, max_size=16)
 positions = st.tuples(hexadecimal, hexadecimal).map("".join)
@@ -59,10 +59,6 @@ def test_a_closed_scope_comes_back(generation: str, digest: str, closed_at: str,
 def test_a_row_comes_back(offset: int, position: str, stamp: str, leader: int, sequence: int) -> None:
     row = Row(next_offset=offset, position=position, stamp=stamp, leader_epoch=leader, sequence=sequence)
     assert Row.parse(row.text) == row
-
-
-def test_a_topic_may_hold_slashes_dots_and_dashes() -> None:
-    assert parse_row_field(row_field("a/b.c-d", 12)) == ("a/b.c-d", 12)
 
 
 @pytest.mark.parametrize("text", ["", "=", "x" + "0" * 32, "=" + "0" * 32 + "1"])
