@@ -59,7 +59,11 @@ class EpochStarted(msgspec.Struct, frozen=True, kw_only=True, tag="epoch", tag_f
 
 
 class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="kind"):
-    """An order that no captured record caused: close `view` (or the whole region when None)."""
+    """An order that no captured record caused.
+
+    It closes the views that `table` (`schema.table`) feeds, or `view`, or the whole region where both are None; with
+    `key`, a cache key of `view`, only that key is fenced. `region` None: in every region.
+    """
 
     v: int = CONTROL_VERSION
     source: str
@@ -67,6 +71,8 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
     region: str | None
     view: str | None
     reason: str
+    table: str | None = None
+    key: str | None = None
 
 
 ControlRecord = Heartbeat | EpochStarted | Raise

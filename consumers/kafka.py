@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from struct import unpack_from
@@ -15,17 +15,23 @@ from typing import Any
 
 import confluent_kafka
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from cdc.envelope import HEADER_NAME, decode_header
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import Offset
 from consumers.settings import KafkaSettings
-from consumers.stream import Record
+from consumers.stream import Partition, Place, Record
 
 LARGEST_RECORD_BYTES = 16 << 20
 """Kafka's own default of 1 MiB is below one row with a large text; topics that we make allow this much."""
+
+SESSION_TIMEOUT_MS = 6_000
+"""A worker that was killed loses its partitions to others after so long: brokers' own lower limit."""
+
+METADATA_REFRESH_MS = 5_000
+"""So soon a new topic or partition is noticed."""
 
 _LINGER_MS = 3
 _64_BITS = (1 << 64) - 1
@@ -271,14 +277,19 @@ def _murmur2(data: bytes) -> int:
 
 
 class RecordStream:
-    """Records of partitions that the caller assigns, from offsets that the caller knows (the rows in Redis).
+    """Records of partitions from places that the caller knows (the rows in Redis).
 
+    With `shared` topics Kafka's group splits their partitions among its members; else the caller chooses partitions.
     Kafka's group offsets are for lag displays only; where an offset does not exist any more is an error, never a jump.
     """
 
-    def __init__(self, settings: KafkaSettings, *, group: str, queued_kilobytes: int) -> None:
+    def __init__(
+        self, settings: KafkaSettings, *, group: str, queued_kilobytes: int, shared: Sequence[str] = ()
+    ) -> None:
         self._timeout_seconds = settings.request_timeout_seconds
         self._admin = AdminClient(client_config(settings))
+        self._owned: frozenset[Partition] = frozenset()
+        self._settle: Callable[[], None] = lambda: None
         self._consumer = confluent_kafka.Consumer(
             client_config(settings)
             | {
@@ -290,12 +301,48 @@ class RecordStream:
                 "queued.max.messages.kbytes": queued_kilobytes,
                 "fetch.queue.backoff.ms": 10,
                 "fetch.wait.max.ms": 100,
+                # The classic protocol: with the newer one the broker alone says when a member counts as dead, after
+                # 45 s unless its operator changed that; here we say so ourselves.
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": SESSION_TIMEOUT_MS,
+                "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 6,
+                "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
             }
         )
+        self._shared = bool(shared)
+        if shared:
+            self._consumer.subscribe(list(shared), on_assign=self._gained, on_revoke=self._losing, on_lost=self._losing)
 
-    def assign(self, offsets: dict[tuple[str, int], int]) -> None:
-        """Read exactly these partitions from these offsets."""
-        self._consumer.assign([TopicPartition(*partition, offset) for partition, offset in offsets.items()])
+    def owned(self) -> frozenset[Partition]:
+        """The partitions that are this process's now."""
+        return self._owned
+
+    def before_loss(self, settle: Callable[[], None]) -> None:
+        """See Stream."""
+        self._settle = settle
+
+    def assign(self, places: Mapping[Partition, Place]) -> None:
+        """Read exactly these partitions, from these places."""
+        parts = [_placed(partition, place) for partition, place in places.items()]
+        if not self._shared:
+            self._consumer.assign(parts)
+            self._owned = frozenset(places)
+            return
+        before = self._consumer.assignment()
+        if before:
+            self._consumer.incremental_unassign(before)
+        if parts:
+            self._consumer.incremental_assign(parts)
+
+    def _gained(self, consumer: Any, gained: Sequence[TopicPartition]) -> None:
+        """Nothing useful is read before `assign` says from where; what comes until then is dropped by the caller."""
+        self._owned |= {(part.topic, part.partition) for part in gained}
+        consumer.incremental_assign([TopicPartition(part.topic, part.partition, OFFSET_END) for part in gained])
+
+    def _losing(self, consumer: Any, lost: Sequence[TopicPartition]) -> None:
+        self._settle()
+        self._owned -= {(part.topic, part.partition) for part in lost}
+        consumer.incremental_unassign(lost)
 
     def fetch(self, records_max: int, timeout_seconds: float) -> list[Record]:
         """Records that are there, or the first to come within the timeout. Raises TransientError, GapError."""
@@ -336,7 +383,7 @@ class RecordStream:
                 found[topic] = f"{high & _64_BITS:016x}{low & _64_BITS:016x}"
         return found
 
-    def commit(self, offsets: dict[tuple[str, int], int]) -> None:
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Tell Kafka, for lag displays only: nothing waits for it, and nothing depends on it."""
         if offsets:
             parts = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
@@ -346,6 +393,12 @@ class RecordStream:
     def close(self) -> None:
         """Leave at once."""
         self._consumer.close()
+
+
+def _placed(partition: Partition, place: Place) -> TopicPartition:
+    if place.leader_epoch < 0:
+        return TopicPartition(*partition, place.offset)
+    return TopicPartition(*partition, place.offset, leader_epoch=place.leader_epoch)
 
 
 def _record(message: Any) -> Record:

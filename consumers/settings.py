@@ -166,6 +166,7 @@ class WorkerSettings(Section):
 
     batch_records: Annotated[int, Field(ge=1, le=10_000)] = 500
     script_keys: Annotated[int, Field(ge=1, le=2_000)] = 250
+    mass_change_keys: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     queued_kilobytes: Annotated[int, Field(ge=256, le=1_000_000)] = 16_384
     stalled_after_seconds: Annotated[int, Field(ge=1, le=600)] = 15
     http_port: Port = 0

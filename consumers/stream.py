@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -22,11 +22,27 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     header: bytes | None
 
 
-class Stream(Protocol):
-    """Records of partitions that the caller chooses, from offsets that the caller knows."""
+class Place(msgspec.Struct, frozen=True):
+    """Where to read on: the next offset, and the leader epoch of the record before it (-1: unknown).
 
-    def assign(self, offsets: dict[Partition, int]) -> None:
-        """Read exactly these partitions from these offsets."""
+    A broker that was elected without that record has given the offset to another one: its leader epoch tells.
+    """
+
+    offset: int
+    leader_epoch: int = -1
+
+
+class Stream(Protocol):
+    """Records of the partitions that this process owns, from places that it knows."""
+
+    def owned(self) -> frozenset[Partition]:
+        """The partitions that are this process's now; those of a group move between its members."""
+
+    def assign(self, places: Mapping[Partition, Place]) -> None:
+        """Read exactly these partitions, from these places."""
+
+    def before_loss(self, settle: Callable[[], None]) -> None:
+        """Call `settle` before partitions go to another member: what is under way must be answered first."""
 
     def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
         """Records that are there, or the first to come. Raises TransientError, GapError."""
@@ -40,5 +56,5 @@ class Stream(Protocol):
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
         """Identity (32 hexadecimal digits) of those topics that exist; one made again has another."""
 
-    def commit(self, offsets: dict[Partition, int]) -> None:
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Tell Kafka, for lag displays only."""

@@ -91,10 +91,22 @@ class Beat(msgspec.Struct, frozen=True):
         return self.position + self.seen
 
 
+class Closing(msgspec.Struct, frozen=True):
+    """Close `scope`: what was or may have been lost in it is unknown.
+
+    Heartbeats from control offset `offset` on count for its opening. `digest`: of the view, where it changes.
+    """
+
+    scope: str
+    offset: int
+    digest: str = ""
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Records of one shard, planned and coalesced: at most one change per key."""
 
     rows: tuple[RowStep, ...]
+    closings: tuple[Closing, ...] = ()
     raises: tuple[ScopeRaise, ...] = ()
     changes: tuple[KeyChange, ...] = ()
     refreshes: tuple[KeyRefresh, ...] = ()
@@ -102,13 +114,21 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ControlStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One control record. `position` is empty when it is no heartbeat; `owned`: the caller's rows."""
+    """One control record, and what it causes in the same step. `owned`: the caller's rows.
+
+    `position`, `stamp`, `limit` (the highest stamp that may be claimed now) are of a heartbeat, else empty. `epoch`
+    (8 digits) begins only once, and `closings` that come with it happen only then. `key` and its `stripe` are fenced.
+    """
 
     step: RowStep
     position: str = ""
     stamp: str = ""
     limit: str = ""
     history: str = ""
+    epoch: str = ""
+    closings: tuple[Closing, ...] = ()
+    key: str = ""
+    stripe: str = ""
     owned: tuple[tuple[str, int], ...] = ()
 
 
@@ -122,16 +142,14 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Close(msgspec.Struct, frozen=True, kw_only=True):
-    """Close `scope` from control offset `offset` on; a new `epoch` (8 digits) only once.
+    """Close scopes and jump rows, in one step.
 
-    `rows` jump; `rows_digest` says that from now on all rows are planned by those views.
+    `control_restart`: the control topic was made again and counts from this offset. `rows_digest`: from now on all rows
+    are planned by those views.
     """
 
-    scope: str
-    offset: int
-    epoch: str = ""
-    history: str = ""
-    digest: str = ""
+    closings: tuple[Closing, ...] = ()
+    control_restart: int | None = None
     rows_digest: str = ""
     rows: tuple[tuple[str, Row], ...] = ()
 
@@ -238,26 +256,29 @@ class Shard:
         newest = max((row.position for row in rows), default=ZERO_POSITION)
         return newest, max((row.stamp for row in rows if row.position[:8] == self.epoch), default=ZERO_STAMP)
 
-    def default_fence(self) -> Fence:
-        """The fence of every stripe without one; re-made from all rows when the hash was lost."""
-        if "*" not in self.fences:
-            newest, stamp = self.newest_of_rows()
-            self.fences["*"] = Fence(False, newest, (ZERO_STAMP, stamp)).text
-        return Fence.parse(self.fences["*"])
+    def default_fence(self) -> tuple[Fence, int]:
+        """The fence of every stripe without one; and 1 where it was re-made from all rows, as its hash was lost."""
+        if "*" in self.fences:
+            return Fence.parse(self.fences["*"]), 0
+        newest, stamp = self.newest_of_rows()
+        fence = Fence(False, newest, (ZERO_STAMP, stamp))
+        self.fences["*"] = fence.text
+        return fence, 1
 
 
-def apply(shard: Shard, batch: Batch) -> tuple[Outcome, int, int, int]:
-    """Apply one batch; entries unlinked, kept and written are counted. Twin of `sp1_apply`."""
+def apply(shard: Shard, batch: Batch) -> tuple[Outcome, int, int, int, int]:
+    """Apply one batch; entries unlinked, kept, written, and lost fence hashes are counted. Twin of `sp1_apply`."""
     if not shard.header:
-        return Outcome.COLD, 0, 0, 0
-    outcome = _compare(shard, batch.rows, batch.rows[0].row.digest) if batch.rows else None
+        return Outcome.COLD, 0, 0, 0, 0
+    outcome = _compare(shard, batch.rows, batch.rows[0].row.digest, Outcome.DISPLACED) if batch.rows else None
     if outcome is None and any(step.row.position[:8] > shard.epoch for step in batch.rows):
         outcome = Outcome.REFUSED
     if outcome is not None:
-        return outcome, 0, 0, 0
+        return outcome, 0, 0, 0, 0
+    _close_scopes(shard, batch.closings)
     for order in batch.raises:
         _raise(shard, order, batch.beat)
-    default = shard.default_fence()
+    default, restored = shard.default_fence()
     changes = [*batch.changes, *(refresh.change for refresh in batch.refreshes)]
     fences = {c.stripe: Fence.parse(shard.fences.get(c.stripe, default.text)) for c in changes}
     counts = {"unlinked": 0, "kept": 0, "written": 0}
@@ -279,7 +300,7 @@ def apply(shard: Shard, batch: Batch) -> tuple[Outcome, int, int, int]:
     shard.fences.update({stripe: fence.text for stripe, fence in fences.items()})
     for step in batch.rows:
         _advance(shard, step)
-    return Outcome.APPLIED, counts["unlinked"], counts["kept"], counts["written"]
+    return Outcome.APPLIED, counts["unlinked"], counts["kept"], counts["written"], restored
 
 
 def cold(shard: Shard, offset: int, views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Row]]) -> Outcome:
@@ -294,21 +315,16 @@ def cold(shard: Shard, offset: int, views: Sequence[tuple[str, str]], rows: Sequ
 
 
 def close(shard: Shard, request: Close) -> Outcome:
-    """Close a scope and jump rows. Twin of `sp1_close`."""
+    """Close scopes and jump rows. Twin of `sp1_close`."""
     if not shard.header:
         return Outcome.COLD
-    if request.epoch:
-        if shard.epoch >= request.epoch:
-            return Outcome.SUPERSEDED
-        shard.header["e"] = request.epoch + shard.header["e"][8] + request.history
-        shard.header.pop("b", None)
-    shard.header[request.scope] = _closed(shard.scope(request.scope), request.digest, request.offset).text
-    if request.scope == REGION_SCOPE:
-        shard.header.pop("w", None)
-        shard.fences = {"*": EMPTY_FENCE.text}
+    if request.control_restart is not None:
+        closed_at = offset_text(request.control_restart)
         for name, scope in shard.scopes():
-            if scope.open:
-                shard.header[name] = msgspec.structs.replace(scope, fence=EMPTY_FENCE).text
+            if not scope.open:
+                anew = msgspec.structs.replace(scope, closed_at=closed_at, heartbeats=0, third="")
+                shard.header[name] = anew.text
+    _close_scopes(shard, request.closings)
     if request.rows_digest:
         for name, text in shard.header.items():
             if name.startswith("t:"):
@@ -317,41 +333,44 @@ def close(shard: Shard, request: Close) -> Outcome:
     return Outcome.APPLIED
 
 
-def hear(shard: Shard, request: ControlStep) -> Outcome:
-    """Take one control record in. Twin of `sp1_hear`."""
+def hear(shard: Shard, request: ControlStep) -> tuple[Outcome, int]:
+    """Take one control record in; also how many lost fence hashes were re-made. Twin of `sp1_hear`."""
     if not shard.header:
-        return Outcome.COLD
+        return Outcome.COLD, 0
     owned = [RowStep(name, offset, Row(next_offset=offset)) for name, offset in request.owned]
     digest = request.step.row.digest
-    outcome = _compare(shard, owned, digest) or _compare(shard, [request.step], digest)
+    outcome = _compare(shard, owned, digest, Outcome.DISPLACED)
+    outcome = outcome or _compare(shard, [request.step], digest, Outcome.APPLIED)
     if outcome is not None:
-        return outcome
+        return outcome, 0
+    begins = request.epoch > shard.epoch
+    if begins:
+        shard.header["e"] = request.epoch + shard.header["e"][8] + request.history
+        shard.header.pop("b", None)
     if request.position[:8] > shard.epoch:
-        return Outcome.REFUSED
+        return Outcome.REFUSED, 0
+    if begins or not request.epoch:
+        _close_scopes(shard, request.closings)
+    restored = _fence_key(shard, request.key, request.stripe) if request.stripe else 0
     if request.position and request.position[:8] == shard.epoch:
         if len(shard.header["e"]) == 9:
             shard.header["e"] += request.history
-        is_newest = shard.header.get("b", "")[:POSITION_WIDTH] < request.position
-        if is_newest:
+        # One that a paused capture publishes late counts for nothing.
+        if shard.header.get("b", "")[:POSITION_WIDTH] < request.position:
             shard.header["b"] = request.position + request.stamp + request.limit
-        heard = offset_text(request.step.expected)
-        for name, scope in shard.scopes() if is_newest else []:
-            if not scope.open and scope.closed_at <= heard and scope.heartbeats < 3:
-                count = scope.heartbeats + 1
-                third = request.position if count == 3 else ""
-                shard.header[name] = msgspec.structs.replace(scope, heartbeats=count, third=third).text
+            _count_heartbeat(shard, request.position, offset_text(request.step.row.next_offset - 1))
     _advance(shard, request.step)
-    return Outcome.APPLIED
+    return Outcome.APPLIED, restored
 
 
-def pass_heartbeat(shard: Shard, request: Pass) -> tuple[Outcome, int]:
-    """Move the watermark, open scopes; how many. Twin of `sp1_pass`."""
+def pass_heartbeat(shard: Shard, request: Pass) -> tuple[Outcome, int, int]:
+    """Move the watermark, open scopes; how many, and how many lost fence hashes were re-made. Twin of `sp1_pass`."""
     if not shard.header:
-        return Outcome.COLD, 0
+        return Outcome.COLD, 0, 0
     behind = any(shard.next_offset(name) < barrier for name, barrier in request.barriers)
     if behind or shard.epoch != request.position[:8]:
-        return Outcome.REFUSED, 0
-    shard.default_fence()
+        return Outcome.REFUSED, 0, 0
+    _, restored = shard.default_fence()
     if shard.header.get("w", "")[:POSITION_WIDTH] < request.position:
         shard.header["w"] = f"{request.position}{request.time_ms:012x}"
     opened = 0
@@ -362,7 +381,7 @@ def pass_heartbeat(shard: Shard, request: Pass) -> tuple[Outcome, int]:
             generation = _raised(scope.generation, request.position)
             shard.header[name] = Scope(generation=generation, digest=scope.digest, fence=fence).text
             opened += 1
-    return Outcome.APPLIED, opened
+    return Outcome.APPLIED, opened, restored
 
 
 def fill(shard: Shard, request: Fill) -> tuple[Outcome, str]:
@@ -423,7 +442,7 @@ def _raised(generation: str, position: str) -> str:
     return max(position, generation[:24] + f"{int(generation[24:], 16) + 1:08x}")
 
 
-def _compare(shard: Shard, steps: Sequence[RowStep], digest: str) -> Outcome | None:
+def _compare(shard: Shard, steps: Sequence[RowStep], digest: str, ahead: Outcome) -> Outcome | None:
     pending = done = 0
     outcome = None
     for step in steps:
@@ -438,7 +457,7 @@ def _compare(shard: Shard, steps: Sequence[RowStep], digest: str) -> Outcome | N
         elif stored < step.expected:
             outcome = Outcome.REWIND
         else:
-            outcome = outcome or Outcome.DISPLACED
+            outcome = outcome or ahead
     if outcome is not None or done == 0:
         return outcome
     return Outcome.APPLIED if pending == 0 else Outcome.REWIND
@@ -465,9 +484,39 @@ def _raise(shard: Shard, order: ScopeRaise, beat: Beat | None) -> None:
     shard.header[order.field] = msgspec.structs.replace(scope, generation=generation, fence=fence).text
 
 
+def _close_scopes(shard: Shard, closings: Iterable[Closing]) -> None:
+    for closing in closings:
+        shard.header[closing.scope] = _closed(shard.scope(closing.scope), closing.digest, closing.offset).text
+        if closing.scope == REGION_SCOPE:  # the fence it opens with covers every stamp of before
+            shard.header.pop("w", None)
+            shard.fences = {"*": EMPTY_FENCE.text}
+            for name, scope in shard.scopes():
+                if scope.open:
+                    shard.header[name] = msgspec.structs.replace(scope, fence=EMPTY_FENCE).text
+
+
+def _count_heartbeat(shard: Shard, position: str, heard: str) -> None:
+    for name, scope in shard.scopes():
+        if not scope.open and scope.closed_at <= heard and scope.heartbeats < 3:
+            count = scope.heartbeats + 1
+            third = position if count == 3 else ""
+            shard.header[name] = msgspec.structs.replace(scope, heartbeats=count, third=third).text
+
+
+def _fence_key(shard: Shard, key: str, stripe: str) -> int:
+    """Whatever is read from now on must have seen the newest heartbeat: what was read before the order is refused."""
+    default, restored = shard.default_fence()
+    newest = shard.header.get("b")
+    shard.entries.pop(key, None)
+    if newest:
+        fence = Fence.parse(shard.fences.get(stripe, default.text))
+        shard.fences[stripe] = merge(fence, newest[:POSITION_WIDTH], (newest[32:48],), None).text
+    return restored
+
+
 def _closed(scope: Scope | None, digest: str, offset: int) -> Scope:
     if scope is None:
-        return Scope(generation=ZERO_POSITION, digest=digest, closed_at=offset_text(offset))
+        return Scope(generation=ZERO_POSITION, digest=digest or NO_DIGEST, closed_at=offset_text(offset))
     closed_at = offset_text(offset) if scope.open else max(scope.closed_at, offset_text(offset))
     return Scope(generation=scope.generation, digest=digest or scope.digest, closed_at=closed_at)
 
@@ -526,6 +575,7 @@ __all__ = [
     "Batch",
     "Beat",
     "Close",
+    "Closing",
     "ControlStep",
     "Fill",
     "KeyChange",

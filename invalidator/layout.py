@@ -20,6 +20,7 @@ EXACT_STAMPS = 8
 ZERO_POSITION = "0" * POSITION_WIDTH
 ZERO_STAMP = "0" * STAMP_WIDTH
 NO_DIGEST = "0" * 16
+UNKNOWN_EPOCH = 0xFFFF_FFFF
 HEX = re.compile(r"[0-9a-f]*")
 
 
@@ -131,12 +132,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint of one topic-partition in one shard, 136 hexadecimal digits.
 
     `next_offset`: everything before it is applied. `position` and `stamp` are the highest that passed, ignored records
-    included; `sequence` the connector's number of the last record; `digest` the views by which it was planned.
+    included; `sequence` the connector's number of the last record; `digest` the views by which it was planned;
+    `leader_epoch` Kafka's, of the last record, -1 (written as eight f) where it is not known.
     """
 
     next_offset: int
     topic_id: str = "0" * 32
-    leader_epoch: int = 0
+    leader_epoch: int = -1
     sequence: int = 0
     position: str = ZERO_POSITION
     stamp: str = ZERO_STAMP
@@ -146,7 +148,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """As stored."""
         return (
-            f"{self.next_offset:016x}{self.topic_id}{self.leader_epoch:08x}{self.sequence:016x}"
+            f"{self.next_offset:016x}{self.topic_id}{self.leader_epoch & UNKNOWN_EPOCH:08x}{self.sequence:016x}"
             f"{self.position}{self.stamp}{self.digest}"
         )
 
@@ -158,7 +160,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             next_offset=int(text[:16], 16),
             topic_id=text[16:48],
-            leader_epoch=int(text[48:56], 16),
+            leader_epoch=-1 if text[48:56] == f"{UNKNOWN_EPOCH:08x}" else int(text[48:56], 16),
             sequence=int(text[56:72], 16),
             position=text[72:104],
             stamp=text[104:120],

@@ -8,6 +8,7 @@ that its rules name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 import msgspec
@@ -24,11 +25,20 @@ MISSING = msgspec.UNSET
 _EVENTS_WITH_AFTER = (Op.CREATE, Op.UPDATE, Op.READ)
 
 
+class Cause(StrEnum):
+    """Why something must die."""
+
+    CHANGE = "change"
+    TRUNCATE = "truncate"
+    MASS_CHANGE = "mass change"
+    UNDECODABLE = "undecodable"
+
+
 class Invalidation(msgspec.Struct, frozen=True, gc=False):
     """One cache key that changed, or (`key` None) every key of `view`.
 
     `stamps` ascend; `value` is the new row as JSON where the view is refreshed, else None: the entry is unlinked.
-    `fault` says why a whole view is named instead of a key; it never holds a row's value.
+    `fault` says what of an undecodable record could not be read; it never holds a row's value.
     """
 
     view: str
@@ -37,6 +47,7 @@ class Invalidation(msgspec.Struct, frozen=True, gc=False):
     stamps: tuple[str, ...]
     value: bytes | None = None
     as_of_ms: int = 0
+    cause: Cause = Cause.CHANGE
     fault: str = ""
 
 
@@ -55,12 +66,16 @@ class Planner:
             try:
                 planned += rule.plan(envelope, header, key)
             except BadRecord as error:
-                planned.append(_whole(rule.view, header, f"{envelope.table}: {error}"))
+                planned.append(_whole(rule.view, header, Cause.UNDECODABLE, f"{envelope.table}: {error}"))
         return planned
 
-    def plan_unreadable(self, table: str, header: RecordHeader, fault: str) -> list[Invalidation]:
-        """A record whose body cannot be read, but whose header can: every view of its table."""
-        return [_whole(rule.view, header, fault) for rule in self._by_table.get(table, ())]
+    def plan_unreadable(self, table: str, header: RecordHeader, key: bytes | None, fault: str) -> list[Invalidation]:
+        """A record whose body cannot be read, but whose header can.
+
+        Where the record's key names the view's key, only that: a row that moves is a delete of its old key and a create
+        of its new one, so a record never concerns another key. Else every key of the view.
+        """
+        return [rule.plan_unreadable(header, key, fault) for rule in self._by_table.get(table, ())]
 
     def views_of(self, table: str) -> set[str]:
         """Names of the views that `table` feeds."""
@@ -97,7 +112,7 @@ class _CompiledRule:
         """Raises BadRecord where a key cannot be told."""
         op = envelope.op
         if op is Op.TRUNCATE:
-            return [_whole(self.view, header, "")]
+            return [_whole(self.view, header, Cause.TRUNCATE)]
         if op is Op.DELETE:
             return [self._unlink(self._key(self._before_or_key(envelope, key)), header)]
         if op not in _EVENTS_WITH_AFTER:
@@ -116,6 +131,15 @@ class _CompiledRule:
         if self._nothing_that_matters(before, after):
             return []
         return [self._changed(new_key, envelope, header)]
+
+    def plan_unreadable(self, header: RecordHeader, key: bytes | None, fault: str) -> Invalidation:
+        """The one key that the record's own key names, else the whole view."""
+        try:
+            known = decode_key(key) or {}
+            name = self._key(tuple(known.get(column, MISSING) for column in self._columns))
+        except BadRecord:
+            return _whole(self.view, header, Cause.UNDECODABLE, fault)
+        return msgspec.structs.replace(self._unlink(name, header), cause=Cause.UNDECODABLE, fault=fault)
 
     def _before_of_update(self, envelope: Envelope, key: bytes | None, after: Columns) -> Columns:
         """The old values; without an image the key did not change, so its columns have the values they have now."""
@@ -172,8 +196,8 @@ class _CompiledRule:
         return msgspec.json.encode(row)
 
 
-def _whole(view: View, header: RecordHeader, fault: str) -> Invalidation:
-    return Invalidation(view.name, None, header.position, (header.stamp,), fault=fault)
+def _whole(view: View, header: RecordHeader, cause: Cause, fault: str = "") -> Invalidation:
+    return Invalidation(view.name, None, header.position, (header.stamp,), cause=cause, fault=fault)
 
 
 def _column_decoder(columns: tuple[str, ...]) -> Callable[[msgspec.Raw], Columns]:

@@ -1,12 +1,14 @@
 """One region's Redis: the door to it. In flow the guard's requests, out flow Outcomes; the scripts decide.
 
-Every reply is looked at. What may pass by itself is a TransientError, what a person must mend a FatalError; a missing
-function library is loaded and the same request sent again, once.
+Every reply is looked at. What may pass by itself is a RegionFault (a TransientError), what a person must mend a
+FatalError; a missing function library is loaded and the same request sent again, once. `redis_errors.py` has the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,26 +16,48 @@ from typing import Any
 import msgspec
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
 from cdc.errors import FatalError, TransientError
-from invalidator.guard import Batch, Close, ControlStep, Fill, KeyChange, Outcome, Pass
-from invalidator.layout import FORMAT, REGION_SCOPE, Layout, Row, offset_text
+from invalidator.guard import Batch, Close, Closing, ControlStep, Fill, KeyChange, Outcome, Pass
+from invalidator.layout import FORMAT, Layout, Row, offset_text
+from invalidator.redis_errors import UNANSWERED, UNKNOWN, UNREACHABLE, Fault, Remedy, judge
 
 LIBRARY = "staleproof1"
 
-_PASSING = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "NOREPLICAS", "MISCONF")
-_MENDING = ("NOAUTH", "WRONGPASS", "NOPERM", "STALEPROOF")
+
+class RegionFault(TransientError):
+    """The region's Redis fails for now. `kind` is the code of `redis_errors.py`."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.kind = fault.kind
+        self.remedy = fault.remedy
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """Reply to a batch; the counts are of entries."""
+    """Reply to a batch; the counts are of entries. `restored`: 1 if the fence hash had been lost."""
 
     outcome: Outcome
     unlinked: int = 0
     kept: int = 0
     written: int = 0
+    restored: int = 0
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """Reply to a control record. `restored`: 1 if the fence hash had been lost."""
+
+    outcome: Outcome
+    restored: int = 0
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """Reply to a heartbeat that all rows may have passed; how many scopes `opened`, and as in `Heard`."""
+
+    outcome: Outcome
+    opened: int = 0
+    restored: int = 0
 
 
 class Filled(msgspec.Struct, frozen=True):
@@ -85,6 +109,7 @@ class Region:
         self.name = name
         self.layout = layout
         self._client = client
+        self._line: Any = None  # the connection on which batches are sent ahead of their replies
 
     def prepare(self) -> None:
         """Load the function library unless exactly this one is there."""
@@ -100,18 +125,37 @@ class Region:
 
     def apply(self, shard: int, batch: Batch) -> Applied:
         """Apply one batch atomically. Safe to repeat: rows are compared first."""
+        return self.submit(shard, batch).applied()
+
+    def submit(self, shard: int, batch: Batch) -> Submitted:
+        """Send one batch without waiting. Replies come in the order of sending: each must be asked for, or `abandon`.
+
+        A batch whose predecessor failed fails too, as its rows are not where it expects them. Raises RegionFault.
+        """
         args: list[str | bytes | int] = [FORMAT, batch.beat.text if batch.beat else ""]
         args += [len(batch.rows), len(batch.raises), len(batch.changes)]
         for step in batch.rows:
             args += [step.field, offset_text(step.expected), step.row.text]
         for order in batch.raises:
             args += [order.field, order.position + "".join(order.stamps)]
+        args += _closings(batch.closings)
         args += [_packed(change) for change in batch.changes]
         for refresh in batch.refreshes:
             args += [_packed(refresh.change), refresh.view, "1evj", refresh.tail, refresh.ttl_ms]
         names = [c.key for c in batch.changes] + [r.change.key for r in batch.refreshes]
-        reply = self._function("sp1_apply", self._keys(shard, names), args)
-        return Applied(Outcome(reply[0].decode()), *(int(count) for count in reply[1:]))
+        keys = self._keys(shard, names)
+        with self._judging():
+            if self._line is None:
+                self._line = self._client.connection_pool.get_connection()
+            self._line.send_packed_command(self._line.pack_command("FCALL", "sp1_apply", len(keys), *keys, *args))
+        return Submitted(self, batch)
+
+    def abandon(self) -> None:
+        """Give up replies that were not asked for: whether those batches were applied, the rows tell."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.disconnect()
+            self._client.connection_pool.release(line)
 
     def cold(
         self, shard: int, offset: int, views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Row]]
@@ -123,26 +167,31 @@ class Region:
         return self._outcome("sp1_cold", shard, args)
 
     def close(self, shard: int, request: Close) -> Outcome:
-        """Close a scope and jump rows."""
-        args: list[str | bytes | int] = [FORMAT, request.scope or REGION_SCOPE, offset_text(request.offset)]
-        args += [request.epoch, request.history, request.digest, request.rows_digest]
+        """Close scopes and jump rows."""
+        restart = request.control_restart
+        args: list[str | bytes | int] = [FORMAT, "" if restart is None else offset_text(restart), request.rows_digest]
+        args += _closings(request.closings)
         args += [part for name, row in request.rows for part in (name, row.text)]
         return self._outcome("sp1_close", shard, args)
 
-    def hear(self, shard: int, request: ControlStep) -> Outcome:
+    def hear(self, shard: int, request: ControlStep) -> Heard:
         """Take one control record in."""
         step = request.step
         args: list[str | bytes | int] = [FORMAT, step.field, offset_text(step.expected), step.row.text]
-        args += [offset_text(step.expected), request.position, request.stamp, request.limit, request.history]
+        args += [offset_text(step.row.next_offset - 1), request.position, request.stamp, request.limit, request.history]
+        args += [request.epoch, request.stripe, len(request.owned)]
         args += [part for name, offset in request.owned for part in (name, offset_text(offset))]
-        return self._outcome("sp1_hear", shard, args)
+        args += _closings(request.closings)
+        names = [request.key] if request.stripe else []
+        outcome, *restored = self._function("sp1_hear", self._keys(shard, names), args)
+        return Heard(Outcome(outcome.decode()), *map(int, restored))
 
-    def pass_heartbeat(self, shard: int, request: Pass) -> tuple[Outcome, int]:
-        """Move the watermark if every row passed; also how many scopes opened."""
+    def pass_heartbeat(self, shard: int, request: Pass) -> Passed:
+        """Move the watermark if every row passed."""
         args: list[str | bytes | int] = [FORMAT, request.position, request.stamp, f"{request.time_ms:012x}"]
         args += [part for name, barrier in request.barriers for part in (name, offset_text(barrier))]
-        reply = self._function("sp1_pass", self._keys(shard), args)
-        return Outcome(reply[0].decode()), int(reply[1]) if len(reply) > 1 else 0
+        outcome, *counts = self._function("sp1_pass", self._keys(shard), args)
+        return Passed(Outcome(outcome.decode()), *map(int, counts))
 
     def fill(self, shard: int, request: Fill) -> Filled:
         """Offer a value that was read from the database."""
@@ -168,45 +217,83 @@ class Region:
     def _outcome(self, function: str, shard: int, args: list[str | bytes | int]) -> Outcome:
         return Outcome(self._function(function, self._keys(shard), args)[0].decode())
 
+    def _answer(self) -> list[bytes]:
+        with self._judging():
+            reply: list[bytes] = self._line.read_response()
+        return reply
+
     def _function(
         self, function: str, keys: list[str], args: list[str | bytes | int], *, read_only: bool = False
     ) -> list[bytes]:
         command = ("FCALL_RO" if read_only else "FCALL", function, len(keys), *keys, *args)
         try:
             reply: list[bytes] = self._call(*command)
-        except _LibraryMissing:
+        except RegionFault as fault:
+            if fault.remedy is not Remedy.RELOAD:
+                raise
             self.prepare()
             reply = self._call(*command)
         return reply
 
     def _call(self, *command: Any) -> Any:
-        try:
+        with self._judging():
             return self._client.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped in redis-py
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            if isinstance(error, redis.AuthenticationError):
-                raise self._fatal(error) from error
-            raise TransientError(f"region {self.name}: redis does not answer: {error}") from error
+
+    @contextmanager
+    def _judging(self) -> Iterator[None]:
+        """Turn what redis-py raises into RegionFault, or FatalError where waiting does not help."""
+        try:
+            yield
+        except redis.AuthenticationError as error:
+            raise self._judged(str(error), judge(str(error)), error) from error
+        except redis.TimeoutError as error:
+            raise self._judged(str(error), UNANSWERED, error) from error
+        except (redis.ConnectionError, OSError) as error:
+            fault = judge(str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
+            raise self._judged(str(error), UNREACHABLE if fault is UNKNOWN else fault, error) from error
         except redis.ResponseError as error:
-            raise self._judged(error) from error
+            raise self._judged(str(error), judge(_code(error) + str(error)), error) from error
 
-    def _judged(self, error: redis.ResponseError) -> Exception:
-        text = str(error)
-        if "Function not found" in text:
-            return _LibraryMissing(f"region {self.name}: function library {LIBRARY} is not loaded")
-        if isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError | redis.BusyLoadingError):
-            return TransientError(f"region {self.name}: {type(error).__name__}: {text}")
-        if text.startswith(_MENDING) or isinstance(error, NoPermissionError):
-            return self._fatal(error)
-        if text.startswith(_PASSING):
-            return TransientError(f"region {self.name}: {text}")
-        return FatalError(f"region {self.name}: redis refused a script: {text}; please report this")
-
-    def _fatal(self, error: Exception) -> FatalError:
-        return FatalError(f"region {self.name}: {error}; mend the user, its password or its ACL and start again")
+    def _judged(self, text: str, fault: Fault, error: Exception) -> Exception:
+        message = f"region {self.name}: {text or type(error).__name__}: {fault.hint}"
+        if fault.remedy is Remedy.STOP:
+            return FatalError(f"{message}; then start again")
+        if fault.remedy is Remedy.RECONNECT:
+            self._client.connection_pool.disconnect()
+        return RegionFault(message, fault)
 
 
-class _LibraryMissing(TransientError):
-    """The node has lost, or never had, the function library."""
+class Submitted:
+    """A batch that was sent. `applied` waits for the reply; once. `seconds` passed from sending to the reply."""
+
+    def __init__(self, region: Region, batch: Batch) -> None:
+        self.batch = batch
+        self.seconds = 0.0
+        self._region = region
+        self._sent = time.perf_counter()
+
+    def applied(self) -> Applied:
+        """What the script said. Raises RegionFault, FatalError."""
+        outcome, *counts = self._region._answer()  # noqa: SLF001 - the other half of Region.submit
+        self.seconds = time.perf_counter() - self._sent
+        return Applied(Outcome(outcome.decode()), *map(int, counts))
+
+
+_CODES: dict[type[Exception], str] = {
+    redis.exceptions.OutOfMemoryError: "OOM ",
+    redis.exceptions.ReadOnlyError: "READONLY ",
+    redis.exceptions.NoPermissionError: "NOPERM ",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN ",
+    redis.exceptions.MasterDownError: "MASTERDOWN ",
+    redis.exceptions.TryAgainError: "TRYAGAIN ",
+    redis.exceptions.MovedError: "MOVED ",
+    redis.exceptions.AskError: "ASK ",
+}
+
+
+def _code(error: redis.ResponseError) -> str:
+    """The error's code, which redis-py takes off the text of those that it has a class for."""
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
 
 
 @cache
@@ -214,6 +301,13 @@ def library() -> str:
     """The function library: every file of `lua/`, in order of name."""
     files = sorted((f for f in resources.files("invalidator").joinpath("lua").iterdir()), key=lambda f: f.name)
     return f"#!lua name={LIBRARY}\n" + "".join(f.read_text() for f in files if f.name.endswith(".lua"))
+
+
+def _closings(closings: Sequence[Closing]) -> list[str | bytes | int]:
+    parts: list[str | bytes | int] = [len(closings)]
+    for closing in closings:
+        parts += [closing.scope, offset_text(closing.offset), closing.digest]
+    return parts
 
 
 def _packed(change: KeyChange) -> str:

@@ -1,4 +1,4 @@
--- Purpose: how a fence grows and shrinks, and how a lost one comes back. Twin: invalidator/guard.py.
+-- Purpose: how a fence grows and shrinks. Twin: invalidator/guard.py.
 
 -- Ascending union of two texts of stamps.
 local function union(a, b)
@@ -33,28 +33,4 @@ local function merge(fence, position, stamps, beat)
   local all = union(kept, stamps)
   if exact and #all <= EXACT_BYTES then return '=' .. newest .. all end
   return '-' .. newest .. all:sub(1, 16) .. all:sub(-16)
-end
-
--- Highest position of all rows, and highest stamp of those in this epoch: whatever was applied is not beyond.
-local function newest_of_rows(h)
-  local epoch = redis.call('HGET', h, 'e'):sub(1, 8)
-  local position, stamp = ZERO_POSITION, ZERO_STAMP
-  local all = redis.call('HGETALL', h)
-  for i = 1, #all, 2 do
-    if all[i]:sub(1, 2) == 't:' then
-      position = larger(position, all[i + 1]:sub(73, 104))
-      if all[i + 1]:sub(73, 80) == epoch then stamp = larger(stamp, all[i + 1]:sub(105, 120)) end
-    end
-  end
-  return position, stamp
-end
-
--- The fence of every stripe without a field. Lost with its hash: then any change of any row may be missing from it.
-local function default_fence(h, f)
-  local default = redis.call('HGET', f, '*')
-  if default then return default end
-  local position, stamp = newest_of_rows(h)
-  default = '-' .. position .. ZERO_STAMP .. stamp
-  redis.call('HSET', f, '*', default)
-  return default
 end

@@ -2,8 +2,9 @@
 -- KEYS: header, fences, invalidated entries, refreshed entries.
 -- ARGV: version; heartbeat (position and snapshot) or ''; number of rows, raises, invalidations;
 --   per row: field, expected next, new row; per raise: scope field, position and stamps;
+--   number of scopes to close; per scope: field, control offset, digest of the view or '';
 --   per invalidation: stripe, position and stamps in one text; per refresh: the same, view, lead, tail, ttl_ms (0: none).
--- Reply: outcome, entries unlinked, entries that stayed, entries written.
+-- Reply: outcome, entries unlinked, entries that stayed, entries written, 1 if a lost fence hash was re-made.
 
 local function raise(h, epoch, field, position, stamps, beat)
   local scope = redis.call('HGET', h, field)

@@ -5,18 +5,19 @@ local function apply(KEYS, ARGV)
   if refused then return refused end
   local at, rows = 6, {}
   for i = 1, tonumber(ARGV[3]) do rows[i] = {ARGV[at], ARGV[at + 1], ARGV[at + 2]}; at = at + 3 end
-  local outcome = #rows > 0 and compare(h, rows, rows[1][3]:sub(121)) or nil
+  local outcome = #rows > 0 and compare(h, rows, rows[1][3]:sub(121), 'DISPLACED') or nil
   if outcome then return outcome end
   local epoch = redis.call('HGET', h, 'e'):sub(1, 8)
   for _, row in ipairs(rows) do
     if row[3]:sub(73, 80) > epoch then return {'REFUSED'} end
   end
-  for _ = 1, tonumber(ARGV[4]) do
-    raise(h, epoch, ARGV[at], ARGV[at + 1]:sub(1, 32), ARGV[at + 1]:sub(33), beat)
-    at = at + 2
+  local raises = at
+  at = close_scopes(h, f, ARGV, at + 2 * tonumber(ARGV[4]))
+  for i = raises, raises + 2 * tonumber(ARGV[4]) - 1, 2 do
+    raise(h, epoch, ARGV[i], ARGV[i + 1]:sub(1, 32), ARGV[i + 1]:sub(33), beat)
   end
   -- What changes, and the fence that each change met.
-  local invalidations, default = tonumber(ARGV[5]), default_fence(h, f)
+  local invalidations, default, restored = tonumber(ARGV[5]), default_fence(h, f)
   local changes, stripes = {}, {}
   for i = 3, #KEYS do
     local text = ARGV[at]
@@ -58,6 +59,6 @@ local function apply(KEYS, ARGV)
     redis.call('HSET', f, unpack(merged, from, math.min(from + SLICE - 1, #merged)))
   end
   for _, row in ipairs(rows) do advance(h, row[1], row[3]) end
-  return {'APPLIED', unlinked, kept, written}
+  return {'APPLIED', unlinked, kept, written, restored}
 end
 redis.register_function{function_name = 'sp1_apply', callback = apply, flags = {'allow-oom'}}

@@ -1,7 +1,7 @@
 -- sp1_pass: every row has passed a heartbeat: the watermark moves to it, closed scopes whose third heartbeat it
 -- includes open, a lost fence comes back. Refused, and nothing changes, while a row is before its barrier.
 -- KEYS: header, fences. ARGV: version; position, stamp, milliseconds of the heartbeat; per row: field, barrier.
--- Reply: outcome, number of scopes opened.
+-- Reply: outcome, number of scopes opened, 1 if a lost fence hash was re-made.
 local function pass(KEYS, ARGV)
   local h, position = KEYS[1], ARGV[2]
   local refused = unusable(h)
@@ -11,7 +11,7 @@ local function pass(KEYS, ARGV)
     local row = redis.call('HGET', h, ARGV[i])
     if (row and row:sub(1, 16) or ZERO_STAMP) < ARGV[i + 1] then return {'REFUSED'} end
   end
-  default_fence(h, KEYS[2])
+  local _, restored = default_fence(h, KEYS[2])
   local watermark = redis.call('HGET', h, 'w')
   if not watermark or watermark:sub(1, 32) < position then redis.call('HSET', h, 'w', position .. ARGV[4]) end
   -- A raise met a closed scope: its stamp may be beyond the heartbeat's, but not beyond the rows'.
@@ -25,6 +25,6 @@ local function pass(KEYS, ARGV)
       opened = opened + 1
     end
   end
-  return {'APPLIED', opened}
+  return {'APPLIED', opened, restored}
 end
 redis.register_function{function_name = 'sp1_pass', callback = pass, flags = {'allow-oom'}}

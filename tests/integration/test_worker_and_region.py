@@ -12,7 +12,7 @@ from cdc.control import EpochStarted, Heartbeat, Raise, encode_control
 from cdc.errors import GapError, TransientError
 from cdc.events import Position
 from consumers.invalidate import Limits, Worker
-from consumers.stream import Partition, Record
+from consumers.stream import Partition, Place, Record
 from consumers.telemetry import WorkerMetrics
 from invalidator.entry import Content, Kind, decode, encode_tail, lead
 from invalidator.guard import Batch, Fill, KeyChange, Outcome
@@ -44,9 +44,16 @@ class MemoryStream:
         self.first: dict[Partition, int] = {}
         self.ids: dict[str, str] = {}
         self.fault: Exception | None = None
+        self.mine: frozenset[Partition] | None = None
 
-    def assign(self, offsets: dict[Partition, int]) -> None:
-        self.at = dict(offsets)
+    def owned(self) -> frozenset[Partition]:
+        return frozenset(self.log) if self.mine is None else self.mine
+
+    def assign(self, places: dict[Partition, Place]) -> None:
+        self.at = {partition: place.offset for partition, place in places.items()}
+
+    def before_loss(self, settle: object) -> None:
+        pass
 
     def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
         if self.fault is not None:
@@ -337,11 +344,27 @@ def test_records_that_kafka_no_longer_has_are_a_gap(world: World) -> None:
     assert world.read("contact:7") is None
 
 
-def test_an_unreadable_body_kills_its_views_and_the_stream_goes_on(world: World) -> None:
+def test_an_unreadable_body_kills_the_key_that_its_record_names_and_the_stream_goes_on(world: World) -> None:
+    world.open()
+    world.fill("contact:1")
+    world.fill("contact:9")
+    world.change({"id": 9}, body=b"\xff not json")
+    world.change({"id": 2})
+    world.drain()
+    assert world.read("contact:9") is None
+    assert world.read("contact:1") == b"1"
+    assert world.alarms("undecodable") == 1
+    assert world.registry.get_sample_value("staleproof_worker_records_quarantined_total") == 1
+    assert Row.parse(world.region.header(0)[row_field(TOPIC, 0)]).next_offset == 2
+
+
+def test_an_unreadable_body_under_a_key_that_names_none_of_ours_kills_its_views(world: World) -> None:
     world.open()
     world.fill("contact:1")
     world.fill("template:1")
     world.change({"id": 9}, body=b"\xff not json")
+    log = world.data.log[TOPIC, 0]
+    log[-1] = msgspec.structs.replace(log[-1], key=b'{"serial":9}')
     world.change({"id": 2})
     world.drain()
     assert world.read("contact:1") is None
@@ -427,14 +450,14 @@ def test_a_worker_left_behind_by_another_steps_back(world: World) -> None:
 def test_a_swallowed_reply_is_not_applied_twice_nor_lost(world: World) -> None:
     world.open()
     world.change({"id": 1})
-    send = world.region.apply
+    send = world.region.submit
 
     def swallow(shard: int, batch: object) -> object:
-        send(shard, batch)  # type: ignore[arg-type]
-        world.region.apply = send  # type: ignore[method-assign]
+        send(shard, batch).applied()  # type: ignore[arg-type]
+        world.region.submit = send  # type: ignore[method-assign]
         raise TransientError("the reply was lost")
 
-    world.region.apply = swallow  # type: ignore[method-assign, assignment]
+    world.region.submit = swallow  # type: ignore[method-assign, assignment]
     with pytest.raises(TransientError):
         world.drain()
     world.fill(payload=b"2")
@@ -648,13 +671,13 @@ def test_a_passing_fault_on_a_new_partition_is_no_gap(world: World) -> None:
     world.data.log[TOPIC, 2], world.sequence[TOPIC, 2] = [], 0
     world.change({"id": 1}, partition=(TOPIC, 2))
     world.heartbeat()
-    send = world.region.apply
+    send = world.region.submit
 
     def fail_once(shard: int, batch: object) -> object:
-        world.region.apply = send  # type: ignore[method-assign]
+        world.region.submit = send  # type: ignore[method-assign]
         raise TransientError("redis is away")
 
-    world.region.apply = fail_once  # type: ignore[method-assign, assignment]
+    world.region.submit = fail_once  # type: ignore[method-assign, assignment]
     with pytest.raises(TransientError):
         world.drain()
     world.drain()

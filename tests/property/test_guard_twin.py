@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, event, given, settings
@@ -14,7 +15,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cdc.events import Position
 from invalidator import guard
 from invalidator.entry import Content, Kind, encode_tail, lead
-from invalidator.guard import Batch, Beat, Close, ControlStep, Fill, KeyChange, KeyRefresh, Pass, RowStep, ScopeRaise
+from invalidator.guard import (
+    Batch,
+    Beat,
+    Close,
+    Closing,
+    ControlStep,
+    Fill,
+    KeyChange,
+    KeyRefresh,
+    Pass,
+    RowStep,
+    ScopeRaise,
+)
 from invalidator.layout import REGION_SCOPE, Fence, Layout, Row, row_field, view_scope
 from invalidator.region import Region, library
 
@@ -54,6 +67,11 @@ rows = st.builds(
     digest=st.sampled_from(["c" * 16] * 12 + ["d" * 16]),
 )
 
+closings = st.none() | st.builds(
+    Closing, st.sampled_from([REGION_SCOPE, view_scope("contact"), view_scope("tpl")]), st.integers(0, 4),
+    st.sampled_from(["", "", "e" * 16]),
+)  # fmt: skip
+
 
 @st.composite
 def changes(draw: st.DrawFn) -> list[KeyChange]:
@@ -75,7 +93,7 @@ class Twins(RuleBasedStateMachine):
         self.client.flushdb()
         if there:
             self.cold(0, False, Row(next_offset=0))
-            self.close(REGION_SCOPE, 0, "00000001", "", None)
+            self.hear(Row(next_offset=1, digest="c" * 16), "", "0" * 16, 0, 0, "00000001", None, "")
             self.open_everything()
 
     def next_of(self, field: str) -> int:
@@ -89,17 +107,17 @@ class Twins(RuleBasedStateMachine):
     @rule(
         scope=st.sampled_from([REGION_SCOPE, view_scope("contact"), view_scope("new")]),
         offset=st.integers(0, 4),
-        epoch=st.sampled_from(["", "00000001", "00000002"]),
         digest=st.sampled_from(["", "e" * 16]),
         row=st.none() | rows,
+        restart=st.none() | st.integers(0, 4),
+        planned=st.sampled_from(["", "", "", "c" * 16]),
     )
-    def close(self, scope: str, offset: int, epoch: str, digest: str, row: Row | None) -> None:
-        if scope != REGION_SCOPE:
-            epoch, digest = "", digest or "f" * 16
+    def close(
+        self, scope: str, offset: int, digest: str, row: Row | None, restart: int | None, planned: str
+    ) -> None:  # fmt: skip
         jump = () if row is None else ((ROWS[1], row),)
-        request = Close(
-            scope=scope, offset=offset, epoch=epoch, history="h1" if epoch else "", digest=digest, rows=jump
-        )
+        closings = (Closing(scope, offset, "" if scope == REGION_SCOPE else digest or "f" * 16),)
+        request = Close(closings=closings, control_restart=restart, rows_digest=planned, rows=jump)
         assert self.region.close(0, request) == guard.close(self.shard, request)
 
     @rule(
@@ -111,10 +129,11 @@ class Twins(RuleBasedStateMachine):
         row=rows,
         slip=st.sampled_from([0, 0, 0, 0, -1, 1]),
         both=st.booleans(),
+        closing=closings,
     )
     def apply(
         self, data: st.DataObject, plain: list[KeyChange], beat: Beat | None, raised: ScopeRaise | None, row: Row,
-        slip: int, both: bool,
+        slip: int, both: bool, closing: Closing | None,
     ) -> None:  # fmt: skip
         refreshed = data.draw(changes().map(lambda cs: [c for c in cs if c.key not in {p.key for p in plain}]))
         refreshes = tuple(
@@ -123,27 +142,45 @@ class Twins(RuleBasedStateMachine):
         )
         steps = tuple(RowStep(f, max(0, self.next_of(f) + slip), row) for f in (ROWS if both else ROWS[:1]))
         raises = () if raised is None else (raised,)
-        batch = Batch(rows=steps, raises=raises, changes=tuple(plain), refreshes=refreshes, beat=beat)
+        batch = Batch(
+            rows=steps,
+            closings=() if closing is None else (closing,),
+            raises=raises,
+            changes=tuple(plain),
+            refreshes=refreshes,
+            beat=beat,
+        )
         reply = self.region.apply(0, batch)
         event(f"apply {reply.outcome} u{min(reply.unlinked, 1)} k{min(reply.kept, 1)} w{min(reply.written, 1)}")
-        assert (reply.outcome, reply.unlinked, reply.kept, reply.written) == guard.apply(self.shard, batch)
+        assert msgspec.structs.astuple(reply) == guard.apply(self.shard, batch)
 
     @rule(
         row=rows, position=st.just("") | positions, stamp=stamps, slip=st.sampled_from([0, 0, 0, 1, -1]),
-        owned=st.sampled_from([0, 0, 1]),
+        owned=st.sampled_from([0, 0, 1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002"]), closing=closings,
+        key=st.sampled_from(["", "", *KEYS]),
     )  # fmt: skip
-    def hear(self, row: Row, position: str, stamp: str, slip: int, owned: int) -> None:
-        step = RowStep(CONTROL, max(0, self.next_of(CONTROL) + slip), row)
-        mine = ((ROWS[0], self.next_of(ROWS[0]) + owned),)
-        limit = f"{15:016x}" if position else ""
-        request = ControlStep(step=step, position=position, stamp=stamp, limit=limit, history="h1", owned=mine)
-        assert self.region.hear(0, request) == guard.hear(self.shard, request)
+    def hear(
+        self, row: Row, position: str, stamp: str, slip: int, owned: int, epoch: str, closing: Closing | None, key: str
+    ) -> None:
+        step = RowStep(
+            CONTROL, max(0, self.next_of(CONTROL) + slip), msgspec.structs.replace(row, next_offset=row.next_offset + 1)
+        )
+        request = ControlStep(
+            step=step, position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
+            epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
+            owned=((ROWS[0], self.next_of(ROWS[0]) + owned),),
+        )  # fmt: skip
+        reply = self.region.hear(0, request)
+        event(f"hear {reply.outcome}")
+        assert msgspec.structs.astuple(reply) == guard.hear(self.shard, request)
 
     @rule(position=positions, stamp=stamps, slip=st.sampled_from([0, 0, 1]))
     def pass_heartbeat(self, position: str, stamp: str, slip: int) -> None:
         barriers = tuple((field, self.next_of(field) + slip) for field in ROWS)
         request = Pass(position=position, stamp=stamp, time_ms=7, barriers=barriers)
-        assert self.region.pass_heartbeat(0, request) == guard.pass_heartbeat(self.shard, request)
+        assert msgspec.structs.astuple(self.region.pass_heartbeat(0, request)) == guard.pass_heartbeat(
+            self.shard, request
+        )
 
     @rule()
     def open_everything(self) -> None:
@@ -162,7 +199,7 @@ class Twins(RuleBasedStateMachine):
                 limit=f"{15:016x}",
                 history="h1",
             )
-            assert self.region.hear(0, request) == guard.hear(self.shard, request)
+            assert msgspec.structs.astuple(self.region.hear(0, request)) == guard.hear(self.shard, request)
         self.pass_heartbeat(f"{epoch}{newest + 1:016x}{0:08x}", f"{1:016x}", 0)
 
     @rule(

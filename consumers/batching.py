@@ -1,0 +1,149 @@
+"""Planned records, gathered into one script per shard: one change per key, one step per row. Pure.
+
+In flow Planned, in the order of their partitions; out flows a guard Batch for each shard that still needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cdc.envelope import RecordHeader
+from consumers.checkpoint import UNKNOWN_TOPIC
+from consumers.intake import Planned
+from consumers.stream import Record
+from invalidator.entry import encode_tail
+from invalidator.guard import Batch, Beat, Closing, KeyChange, KeyRefresh, RowStep, ScopeRaise
+from invalidator.layout import ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
+from invalidator.plan import Invalidation, coalesce
+from invalidator.views import Views
+
+
+class _Reached(msgspec.Struct, gc=False):
+    """The newest of one row's records, and the highest position and stamp among them."""
+
+    first_offset: int
+    record: Record
+    sequence: int
+    position: str
+    stamp: str
+
+
+class Slice:
+    """Records that one script applies. `weight` counts the keys and records that it will have to touch."""
+
+    def __init__(self, layout: Layout, views: Views, topic_ids: Mapping[str, str]) -> None:
+        self.weight = 0
+        self.records = 0
+        self.closings: dict[str, None] = {}
+        self.oldest = ""
+        """Lowest position of all records, empty where one has none."""
+        self._layout = layout
+        self._views = views
+        self._topic_ids = topic_ids
+        self._planned: list[Planned] = []
+        self._rows: dict[str, _Reached] = {}
+
+    def add(self, planned: Planned) -> None:
+        """Take one more."""
+        self.records += 1
+        self.weight += 1 + len(planned.invalidations)
+        self._planned.append(planned)
+        if planned.closings:
+            self.closings.update(dict.fromkeys(planned.closings))
+        header, record = planned.header, planned.record
+        row = self._rows.get(planned.field)
+        if row is None:
+            row = self._rows[planned.field] = _Reached(record.offset, record, 0, ZERO_POSITION, ZERO_STAMP)
+        row.record = record
+        if header is None:
+            row.sequence = 0
+            return
+        row.sequence = header.sequence
+        _raise_to(row, header)
+        if not self.oldest or header.position < self.oldest:
+            self.oldest = header.position
+
+    @property
+    def reached(self) -> dict[str, int]:
+        """Next offset of every row once this is applied."""
+        return {name: row.record.offset + 1 for name, row in self._rows.items()}
+
+    @property
+    def newest(self) -> str:
+        """Highest position."""
+        return max(row.position for row in self._rows.values())
+
+    @property
+    def highest_stamp(self) -> str:
+        """Highest stamp of the newest epoch."""
+        epoch = self.newest[:8]
+        return max(row.stamp for row in self._rows.values() if row.position[:8] == epoch)
+
+    def batch(self, shard: int, known: Mapping[str, int], beat: Beat | None, closed_from: int) -> Batch | None:
+        """What `shard`, whose rows stand at `known`, still needs; None where it has everything.
+
+        A record that the shard has already is left out: after a crash between two shards each goes on from its own row.
+        """
+        names = [name for name, row in self._rows.items() if row.record.offset >= known.get(name, 0)]
+        if not names:
+            return None
+        planned: list[Planned] = self._planned
+        if any(self._rows[name].first_offset < known.get(name, 0) for name in self._rows):
+            planned = [p for p in planned if p.record.offset >= known.get(p.field, 0)]
+        raises, changes, refreshes = [], [], []
+        layout = self._layout
+        for (view, key), invalidation in coalesce(i for p in planned for i in p.invalidations).items():
+            if key is None:
+                raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
+                continue
+            place, stripe = layout.place(key)
+            if place != shard:
+                continue
+            change = KeyChange(key, stripe, invalidation.position, invalidation.stamps)
+            if invalidation.value is None:
+                changes.append(change)
+            else:
+                refreshes.append(self._refresh(change, invalidation, invalidation.value))
+        return Batch(
+            rows=tuple(RowStep(name, known.get(name, 0), self._row(self._rows[name])) for name in names),
+            closings=tuple(Closing(scope, closed_from) for scope in self.closings),
+            raises=tuple(raises),
+            changes=tuple(changes),
+            refreshes=tuple(refreshes),
+            beat=beat,
+        )
+
+    def _row(self, row: _Reached) -> Row:
+        return Row(
+            next_offset=row.record.offset + 1,
+            topic_id=self._topic_ids.get(row.record.topic, UNKNOWN_TOPIC),
+            leader_epoch=row.record.leader_epoch,
+            sequence=row.sequence,
+            position=row.position,
+            stamp=row.stamp,
+            digest=self._views.digest,
+        )
+
+    def _refresh(self, change: KeyChange, invalidation: Invalidation, value: bytes) -> KeyRefresh:
+        ttl_ms = self._views.views[invalidation.view].ttl_ms or 0
+        tail = encode_tail(
+            view=invalidation.view,
+            key=change.key,
+            seen=change.position + "".join(change.stamps),
+            payload=value,
+            as_of_ms=invalidation.as_of_ms,
+            expires_ms=invalidation.as_of_ms + ttl_ms if ttl_ms else 0,
+        )
+        return KeyRefresh(change, invalidation.view, tail, ttl_ms)
+
+
+def _raise_to(row: _Reached, header: RecordHeader) -> None:
+    """The row's highest position and, of that epoch, its highest stamp."""
+    if header.position > row.position:
+        if header.position[:8] != row.position[:8] or header.stamp > row.stamp:
+            row.stamp = header.stamp
+        row.position = header.position
+    elif header.position[:8] == row.position[:8] and header.stamp > row.stamp:
+        row.stamp = header.stamp

@@ -1,0 +1,203 @@
+"""Where a region stands: its rows, compared with Kafka and with our views before anything is applied.
+
+In flow the headers of the region's shards; out flow the places to read on from. What Kafka cannot continue, or was
+planned by other views, is closed first. The rows in Redis decide: Kafka's own offsets of the group are never asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+import structlog
+
+from consumers.alarms import Alarm, Alarms
+from consumers.stream import Partition, Place, Stream
+from consumers.telemetry import WorkerMetrics
+from invalidator.guard import Close, Closing, Outcome
+from invalidator.layout import NO_DIGEST, REGION_SCOPE, ZERO_POSITION, ZERO_STAMP, Row, Scope, row_field, view_scope
+from invalidator.region import Region
+from invalidator.views import Views
+
+log = structlog.get_logger()
+
+UNKNOWN_TOPIC = "0" * 32
+CONTROL_REVIEW_RECORDS = 100
+"""A shard that jumps hears so many control records again: one tells the epoch. Hearing twice changes nothing."""
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the region stands. `next` per shard: next offset of each row; the rest concerns the partitions we own.
+
+    `epoch` is the smallest of the shards', `position` and `stamp` the highest that are known of that epoch.
+    """
+
+    next: dict[int, dict[str, int]]
+    places: dict[Partition, Place]
+    control: Place
+    sequences: dict[str, int]
+    closed: dict[int, int]
+    epoch: str
+    position: str
+    stamp: str
+
+
+class Checkpoints:
+    """Finds where a region stands. `tables`: topic to table."""
+
+    def __init__(
+        self, *, region: Region, views: Views, tables: Mapping[str, str], control_partition: Partition, data: Stream,
+        control: Stream, metrics: WorkerMetrics, alarms: Alarms,
+    ) -> None:  # fmt: skip
+        self._region = region
+        self._views = views
+        self._tables = tables
+        self._control_partition = control_partition
+        self._control_field = row_field(*control_partition)
+        self._data = data
+        self._control = control
+        self._metrics = metrics
+        self._alarms = alarms
+        self.topic_ids: dict[str, str] = {}
+        """As of the last `find`."""
+
+    def find(self, owned: Iterable[Partition], gap: str, *, believed: bool) -> Standing:
+        """Read every shard's header, make shards that are not there, close what cannot be continued.
+
+        `gap` says what Kafka reported missing, if it did; `believed`: this process knew the region's shards before.
+        """
+        self._region.prepare()
+        self.topic_ids = self.read_topic_ids()
+        headers = {}
+        for shard in range(self._region.layout.shards):
+            header = self._region.header(shard) or self._start_cold(shard, alarm=believed)
+            closed = self._close_for_kafka(shard, header, owned, gap) | self._close_for_views(shard, header)
+            headers[shard] = self._region.header(shard) if closed else header
+        rows = {
+            shard: {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
+            for shard, header in headers.items()
+        }
+        epoch = min(header["e"][:8] for header in headers.values())  # a shard that started cold knows none
+        return Standing(
+            next={shard: {name: row.next_offset for name, row in of.items()} for shard, of in rows.items()},
+            places={p: _hindmost(rows, row_field(*p))[0] for p in owned},
+            control=Place(_hindmost(rows, self._control_field)[0].offset),
+            sequences={row_field(*p): _hindmost(rows, row_field(*p))[1] for p in owned},
+            closed={shard: closed_scopes(header) for shard, header in headers.items()},
+            epoch=epoch,
+            **_newest(epoch, headers, rows),
+        )
+
+    def read_topic_ids(self) -> dict[str, str]:
+        """The identities of our topics now."""
+        return self._data.topic_ids([*self._tables, self._control_partition[0]])
+
+    def row(self, topic: str, offset: int) -> Row:
+        """A row of ours that knows nothing of what was applied."""
+        return Row(next_offset=offset, topic_id=self.topic_ids.get(topic, UNKNOWN_TOPIC), digest=self._views.digest)
+
+    def control_end(self) -> int:
+        """The point from which heartbeats count for what closes now."""
+        return self._control.bounds(self._control_partition)[1]
+
+    def _start_cold(self, shard: int, *, alarm: bool) -> dict[str, str]:
+        """Begin at the end of everything: closed, until heartbeats prove what was jumped over."""
+        rows = self._end_rows(self._data.partitions(self._tables))  # before the control topic's end: later is safer
+        offset = self.control_end()
+        rows.append(self._control_row())
+        views = [(view.name, view.digest) for view in self._views.views.values()]
+        outcome = self._region.cold(shard, offset, views, rows)
+        self._metrics.cold_starts.inc()
+        log.warning("shard_cold", region=self._region.name, shard=shard, outcome=outcome)
+        if alarm and outcome is Outcome.APPLIED:
+            self._alarms.up(Alarm.LOST, f"shard {shard} is gone; it starts cold, closed until heartbeats prove it")
+        return self._region.header(shard)
+
+    def _end_rows(self, partitions: Iterable[Partition]) -> list[tuple[str, Row]]:
+        return [(row_field(*p), self.row(p[0], self._data.bounds(p)[1])) for p in partitions]
+
+    def _control_row(self) -> tuple[str, Row]:
+        first, end = self._control.bounds(self._control_partition)
+        return self._control_field, self.row(self._control_partition[0], max(first, end - CONTROL_REVIEW_RECORDS))
+
+    def _close_for_kafka(self, shard: int, header: dict[str, str], owned: Iterable[Partition], gap: str) -> bool:
+        """A row that Kafka's partition does not continue is a gap: close, go on from the end."""
+        broken = [p for p in owned if self._is_broken(self._data, p, header.get(row_field(*p)))]
+        lost_control = self._is_broken(self._control, self._control_partition, header.get(self._control_field))
+        if not broken and not lost_control and not gap:
+            return False
+        rows = self._end_rows(broken)
+        offset = self.control_end()
+        if lost_control:
+            rows.append(self._control_row())
+        self._region.close(
+            shard,
+            Close(
+                closings=(Closing(REGION_SCOPE, offset),),
+                control_restart=offset if lost_control else None,
+                rows=tuple(rows),
+            ),
+        )
+        return True
+
+    def _is_broken(self, stream: Stream, partition: Partition, text: str | None) -> bool:
+        row = self.row(partition[0], 0) if text is None else Row.parse(text)
+        first, end = stream.bounds(partition)
+        now = self.topic_ids.get(partition[0], UNKNOWN_TOPIC)
+        if UNKNOWN_TOPIC not in (row.topic_id, now) and row.topic_id != now:
+            self._alarms.up(Alarm.GAP, f"topic {partition[0]} was deleted and made again")
+            return True
+        if not first <= row.next_offset <= end:
+            place = f"{partition[0]}/{partition[1]}"
+            self._alarms.up(Alarm.GAP, f"{place}: row at {row.next_offset}, kafka has {first} to {end}")
+            return True
+        return False
+
+    def _close_for_views(self, shard: int, header: dict[str, str]) -> bool:
+        """A view that is new here, or means something else than before, begins closed.
+
+        One that this worker does not plan is closed as well: should it come back, its entries have missed changes. The
+        rows take our digest in the same step, so that a worker that dies in between is followed by one that sees.
+        """
+        ours = {view_scope(view.name): view.digest for view in self._views.views.values()}
+        theirs = {name: Scope.parse(text).digest for name, text in header.items() if name.startswith("s:")}
+        changed = {name: digest for name, digest in ours.items() if theirs.get(name) != digest}
+        gone = [name for name in theirs if name not in ours and name != REGION_SCOPE and theirs[name] != NO_DIGEST]
+        changed |= dict.fromkeys(gone, NO_DIGEST)
+        planned_otherwise = any(
+            Row.parse(text).digest not in (NO_DIGEST, self._views.digest)
+            for name, text in header.items()
+            if name.startswith("t:")
+        )
+        if planned_otherwise and not changed:  # by which views is not known: records of any may have been ignored
+            changed = ours
+        if not changed:
+            return False
+        offset = self.control_end()
+        closings = tuple(Closing(name, offset, digest) for name, digest in changed.items())
+        self._region.close(shard, Close(closings=closings, rows_digest=self._views.digest))
+        views = ", ".join(sorted(name.removeprefix("s:") for name in changed))
+        self._alarms.up(Alarm.CLOSED, f"views {views}: new, changed or gone since the region was planned last")
+        return True
+
+
+def closed_scopes(header: dict[str, str]) -> int:
+    """How many scopes of a shard are closed."""
+    return sum(text.startswith("c") for name, text in header.items() if name.startswith("s:"))
+
+
+def _hindmost(rows: dict[int, dict[str, Row]], name: str) -> tuple[Place, int]:
+    """Where reading goes on where shards differ, and the sequence there. A missing row begins at 0."""
+    row = min((of.get(name) or Row(next_offset=0) for of in rows.values()), key=lambda row: row.next_offset)
+    return Place(row.next_offset, row.leader_epoch if row.next_offset else -1), row.sequence
+
+
+def _newest(epoch: str, headers: dict[int, dict[str, str]], rows: dict[int, dict[str, Row]]) -> dict[str, str]:
+    """The highest position and stamp that rows and heartbeats of this epoch know."""
+    known = [(row.position, row.stamp) for of in rows.values() for row in of.values()]
+    known += [(beat[:32], beat[32:48]) for header in headers.values() if (beat := header.get("b"))]
+    ours = [pair for pair in known if pair[0][:8] == epoch]
+    return {
+        "position": max((position for position, _ in ours), default=ZERO_POSITION),
+        "stamp": max((stamp for _, stamp in ours), default=ZERO_STAMP),
+    }
