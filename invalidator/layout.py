@@ -11,7 +11,7 @@ import zlib
 
 import msgspec
 
-from cdc.events import OFFSET_WIDTH, POSITION_WIDTH, STAMP_WIDTH
+from cdc.events import OFFSET_WIDTH, POSITION_WIDTH, STAMP_WIDTH, split_stamps
 
 FORMAT = "1"
 EXACT_STAMPS = 8
@@ -71,7 +71,7 @@ class Fence(msgspec.Struct, frozen=True):
         wrong_length = len(text) <= POSITION_WIDTH or len(body) % STAMP_WIDTH or (text[0] == "-" and len(body) != 32)
         if text[:1] not in ("=", "-") or wrong_length or not HEX.fullmatch(text, 1):
             raise ValueError("not a fence")
-        return cls(text[0] == "=", text[1 : 1 + POSITION_WIDTH], split(body, STAMP_WIDTH))
+        return cls(text[0] == "=", text[1 : 1 + POSITION_WIDTH], split_stamps(body))
 
 
 EMPTY_FENCE = Fence(True, ZERO_POSITION, ())
@@ -169,8 +169,3 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def offset_text(offset: int) -> str:
     """16 hexadecimal digits."""
     return f"{offset:0{OFFSET_WIDTH}x}"
-
-
-def split(text: str, width: int) -> tuple[str, ...]:
-    """`text` in pieces of `width`."""
-    return tuple(text[i : i + width] for i in range(0, len(text), width))

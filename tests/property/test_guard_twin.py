@@ -27,15 +27,19 @@ EXAMPLES = int(os.environ.get("STALEPROOF_TWIN_EXAMPLES", "60"))
 
 # Small ranges, so that equal, adjacent and older positions and stamps meet often.
 positions = st.builds(Position, st.sampled_from([1] * 9 + [2]), st.integers(2, 6), st.just(0)).map(lambda p: p.text)
-stamps = st.integers(0, 9).map(lambda s: f"{s:016x}")
+# Now and then one of a second origin, as GTIDs have it.
+stamps = st.builds(lambda origin, s: f"{origin:04x}{s:012x}", st.sampled_from([0] * 9 + [1]), st.integers(0, 9))
 stamp_sets = st.sets(stamps, min_size=1, max_size=2).map(lambda s: tuple(sorted(s)))
 many_stamps = st.sets(stamps, min_size=1, max_size=10).map(lambda s: tuple(sorted(s)))
 
 
 @st.composite
-def proofs(draw: st.DrawFn, *, primary_only: bool = False) -> str:
+def proofs(draw: st.DrawFn, kinds: str = "pppsgg") -> str:
+    kind = draw(st.sampled_from(kinds))
+    if kind == "g":
+        return "g" + draw(gtids())
     low, high = sorted((draw(st.integers(0, 10)), draw(st.integers(0, 10))))
-    if not primary_only and draw(st.integers(0, 4)) == 0:
+    if kind == "s":
         return f"s{low:016x}{draw(st.integers(1, 7)):016x}"
     running = sorted(draw(st.sets(st.integers(low, high), max_size=3)) - {high})
     if draw(st.integers(0, 9)) == 0:
@@ -43,7 +47,19 @@ def proofs(draw: st.DrawFn, *, primary_only: bool = False) -> str:
     return "p" + "".join(f"{s:016x}" for s in (low, high, *running))
 
 
-beats = st.none() | st.builds(Beat, positions, proofs(primary_only=True))
+@st.composite
+def gtids(draw: st.DrawFn) -> str:
+    """Intervals of two origins; some reach beyond what a proof may claim, some over both, some are cut short."""
+    if draw(st.integers(0, 2)) == 0:
+        return f"{0:016x}{draw(st.integers(8, 17)):016x}"
+    ends = draw(st.sets(st.sampled_from([*range(18), *(1 << 48 | n for n in range(6))]), max_size=8))
+    text = "".join(f"{end:016x}" for end in sorted(ends))
+    if draw(st.integers(0, 9)) == 0:
+        text = "".join(f"{2 * n:016x}{2 * n:016x}" for n in range(8))  # longer than the scripts read of an entry
+    return text[: draw(st.sampled_from([len(text)] * 9 + [20]))]
+
+
+beats = st.none() | st.builds(Beat, positions, proofs("pppg"))
 rows = st.builds(
     Row,
     next_offset=st.integers(0, 6),
@@ -171,13 +187,13 @@ class Twins(RuleBasedStateMachine):
     )  # fmt: skip
     def fill(self, key: str, seen: str, wide: bool, history: str, digest: str) -> None:
         if wide:
-            seen = f"p{9:016x}{10:016x}"
+            seen = f"p{9:016x}{10:016x}" if seen[0] != "g" else f"g{0:016x}{9:016x}{1 << 48:016x}{1 << 48 | 9:016x}"
         request = Fill(
             key=key, stripe=STRIPES[key], view="contact", digest=digest, history=history,
             lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, "contact", seen, b"[1]"), ttl_ms=0,
         )  # fmt: skip
         reply = self.region.fill(0, request)
-        event(f"fill {reply.outcome} {reply.reason}")
+        event(f"fill {seen[0]} {reply.outcome} {reply.reason}")
         assert (reply.outcome, reply.reason) == guard.fill(self.shard, request)
 
     @rule(key=st.sampled_from(KEYS), view=st.sampled_from(VIEWS))
@@ -230,13 +246,20 @@ fences = st.builds(
 
 
 @settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs())
+@given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs(), limit=stamps)
 def test_lua_and_python_merge_and_admit_alike(
-    lua: Callable[..., str], fence: Fence, position: str, added: tuple[str, ...], beat: Beat | None, seen: str
+    lua: Callable[..., str],
+    fence: Fence,
+    position: str,
+    added: tuple[str, ...],
+    beat: Beat | None,
+    seen: str,
+    limit: str,
 ) -> None:
     merged = lua("merge", fence.text, position, "".join(added), beat.text if beat else "")
     assert merged == guard.merge(fence, position, added, beat).text
     assert lua("admits", fence.text, seen) == str(guard.admits(fence, seen)).lower()
+    assert lua("forged", seen, limit) == str(guard.forged(seen, limit)).lower()
 
 
 def test_lua_and_python_decide_alike(region: Region) -> None:
