@@ -15,7 +15,7 @@ from cdc.events import Position
 from invalidator import guard
 from invalidator.entry import Content, Kind, encode_tail, lead
 from invalidator.guard import Batch, Beat, Close, ControlStep, Fill, KeyChange, KeyRefresh, Pass, RowStep, ScopeRaise
-from invalidator.layout import REGION_SCOPE, Fence, Layout, Row, row_field, view_scope
+from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Layout, Row, Scope, row_field, view_scope
 from invalidator.region import Region, library
 
 KEYS = ["contact:1", "contact:2", "contact:3", "tpl:1"]
@@ -260,6 +260,54 @@ def test_lua_and_python_merge_and_admit_alike(
     assert merged == guard.merge(fence, position, added, beat).text
     assert lua("admits", fence.text, seen) == str(guard.admits(fence, seen)).lower()
     assert lua("forged", seen, limit) == str(guard.forged(seen, limit)).lower()
+
+
+scopes = st.builds(
+    lambda fence, generation, digest: Scope(generation=generation, digest=digest, fence=fence),
+    st.booleans().flatmap(lambda known: fences if known else st.just(EMPTY_FENCE)), positions, st.just("a" * 16),
+)  # fmt: skip
+
+
+@st.composite
+def shown(draw: st.DrawFn) -> tuple[Kind, str]:
+    """Kind and proof of an entry that is there already."""
+    kind = draw(st.sampled_from(Kind))
+    return kind, draw(proofs()) if kind is Kind.FILL else draw(positions) + "".join(draw(stamp_sets))
+
+
+@settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    region_scope=scopes, view=scopes, default=fences, stripe=st.none() | fences, entry=st.none() | shown(), seen=proofs(),
+    limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
+)  # fmt: skip
+def test_lua_and_python_fill_alike(
+    region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,
+    entry: tuple[Kind, str] | None, seen: str, limit: str, method: str,
+) -> None:  # fmt: skip
+    """Open scopes, so that a proof meets fences and what is there, which the state machine rarely gets to."""
+    name = VIEWS[0][0]
+    shard = guard.Shard(header={"v": FORMAT, "e": f"00000001{method}h1", REGION_SCOPE: region_scope.text})
+    shard.header[view_scope(name)] = view.text
+    if limit:
+        shard.header["b"] = "0" * 48 + limit
+    shard.fences = {"*": default.text} | ({} if stripe is None else {STRIPES[KEYS[0]]: stripe.text})
+    if entry is not None:
+        head = lead(entry[0], Content.VALUE) + region_scope.generation + view.generation
+        shard.entries[KEYS[0]] = head.encode() + tail(KEYS[0], name, entry[1], b"[0]")
+    client, layout = region._client, region.layout
+    client.flushdb()
+    client.hset(layout.header_key(0), mapping=shard.header)
+    client.hset(layout.fences_key(0), mapping=shard.fences)
+    for key, value in shard.entries.items():
+        client.set(layout.entry_key(0, key), value)
+    request = Fill(
+        key=KEYS[0], stripe=STRIPES[KEYS[0]], view=name, digest=view.digest, history="h1",
+        lead=lead(Kind.FILL, Content.VALUE), tail=tail(KEYS[0], name, seen, b"[1]"), ttl_ms=0,
+    )  # fmt: skip
+    reply = region.fill(0, request)
+    event(f"fill {seen[:1]} over {entry[0] + entry[1][:1] if entry else 'nothing'}: {reply.outcome} {reply.reason}")
+    assert (reply.outcome, reply.reason) == guard.fill(shard, request)
+    assert client.get(layout.entry_key(0, KEYS[0])) == shard.entries.get(KEYS[0])
 
 
 def test_lua_and_python_decide_alike(region: Region) -> None:
