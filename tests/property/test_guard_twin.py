@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import redis
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -39,6 +39,8 @@ def proofs(draw: st.DrawFn, kinds: str = "pppsgg") -> str:
     if kind == "g":
         return "g" + draw(gtids())
     low, high = sorted((draw(st.integers(0, 10)), draw(st.integers(0, 10))))
+    if draw(st.integers(0, 19)) == 0:  # nothing that a reader of ours would send
+        return draw(st.sampled_from("psgx")) + "".join(draw(st.lists(stamps, max_size=4)))
     if kind == "s":
         return f"s{low:016x}{draw(st.integers(1, 7)):016x}"
     running = sorted(draw(st.sets(st.integers(low, high), max_size=3)) - {high})
@@ -187,13 +189,13 @@ class Twins(RuleBasedStateMachine):
     )  # fmt: skip
     def fill(self, key: str, seen: str, wide: bool, history: str, digest: str) -> None:
         if wide:
-            seen = f"p{9:016x}{10:016x}" if seen[0] != "g" else f"g{0:016x}{9:016x}{1 << 48:016x}{1 << 48 | 9:016x}"
+            seen = f"p{9:016x}{10:016x}" if seen[:1] != "g" else f"g{0:016x}{9:016x}{1 << 48:016x}{1 << 48 | 9:016x}"
         request = Fill(
             key=key, stripe=STRIPES[key], view="contact", digest=digest, history=history,
             lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, "contact", seen, b"[1]"), ttl_ms=0,
         )  # fmt: skip
         reply = self.region.fill(0, request)
-        event(f"fill {seen[0]} {reply.outcome} {reply.reason}")
+        event(f"fill {seen[:1]} {reply.outcome} {reply.reason}")
         assert (reply.outcome, reply.reason) == guard.fill(self.shard, request)
 
     @rule(key=st.sampled_from(KEYS), view=st.sampled_from(VIEWS))
@@ -247,6 +249,10 @@ fences = st.builds(
 
 @settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs(), limit=stamps)
+@example(
+    fence=Fence(True, "0" * 32, (f"{3:016x}",)), position="0" * 32, added=(f"{3:016x}",), beat=None,
+    seen=f"x{0:016x}{9:016x}", limit=f"{9:016x}",
+)  # fmt: skip
 def test_lua_and_python_merge_and_admit_alike(
     lua: Callable[..., str],
     fence: Fence,
@@ -262,10 +268,12 @@ def test_lua_and_python_merge_and_admit_alike(
     assert lua("forged", seen, limit) == str(guard.forged(seen, limit)).lower()
 
 
+low_fences = st.integers(0, 3).flatmap(lambda n: fences if n == 0 else st.just(EMPTY_FENCE))
 scopes = st.builds(
     lambda fence, generation, digest: Scope(generation=generation, digest=digest, fence=fence),
-    st.booleans().flatmap(lambda known: fences if known else st.just(EMPTY_FENCE)), positions, st.just("a" * 16),
+    low_fences, positions, st.just("a" * 16),
 )  # fmt: skip
+OPEN = Scope(generation="0" * 32, digest="a" * 16, fence=EMPTY_FENCE)
 
 
 @st.composite
@@ -277,8 +285,13 @@ def shown(draw: st.DrawFn) -> tuple[Kind, str]:
 
 @settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    region_scope=scopes, view=scopes, default=fences, stripe=st.none() | fences, entry=st.none() | shown(), seen=proofs(),
+    region_scope=scopes, view=scopes, default=low_fences, stripe=st.none() | fences, entry=st.none() | shown(),
+    seen=proofs(),
     limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
+)  # fmt: skip
+@example(
+    region_scope=OPEN, view=OPEN, default=EMPTY_FENCE, stripe=None, entry=(Kind.FILL, f"p{3:016x}{5:016x}"),
+    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o",
 )  # fmt: skip
 def test_lua_and_python_fill_alike(
     region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,

@@ -63,6 +63,10 @@ def test_a_primary_covers_a_range_only_without_a_running_transaction_in_it(low, 
     assert seen_range(PRIMARY, low, high) is covered
 
 
+def test_a_primary_that_names_a_stamp_below_xmin_as_running_is_believed_about_xmin():
+    assert Snapshot("7:1", "p" + "".join(map(stamp_text, (10, 20, 5)))).covers(5)
+
+
 def test_a_standby_is_believed_only_below_xmin_or_below_its_replay_position():
     standby = parse_pg_standby_snapshot("7:1", "10:20:", 500)
     assert standby == Snapshot("7:1", f"s{10:016x}{500:016x}")
@@ -129,7 +133,7 @@ def test_upper_case_blanks_and_line_breaks_do_not_matter():
 
 
 def test_intervals_that_touch_or_overlap_are_united():
-    assert parse_mysql_gtid_set(ORIGINS, f"{OWN}:4-6:1-3,{OWN}:5-9").text == written((0, 9))
+    assert parse_mysql_gtid_set(ORIGINS, f"{OWN}:4-6:1-3,{OWN}:5-9:7-8").text == written((0, 9))
 
 
 def test_a_writer_that_has_no_origin_is_not_covered():
