@@ -1,7 +1,8 @@
 """What a change is, and where it comes from. The public names; imports nothing else of ours."""
 
 from cdc.errors import BadRecord, ConfigError, FatalError, GapError, StaleproofError, TransientError
-from cdc.events import ChangeEvent, Op, Position, PrimarySnapshot, Snapshot, Stamp, StandbySnapshot
+from cdc.events import ChangeEvent, Op, Position, Stamp
+from cdc.snapshots import Origins, Snapshot
 
 __all__ = [
     "BadRecord",
@@ -10,11 +11,10 @@ __all__ = [
     "FatalError",
     "GapError",
     "Op",
+    "Origins",
     "Position",
-    "PrimarySnapshot",
     "Snapshot",
     "StaleproofError",
     "Stamp",
-    "StandbySnapshot",
     "TransientError",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from cdc.errors import BadRecord
-from cdc.events import Position, PrimarySnapshot, Stamp, parse_pg_snapshot
+from cdc.events import Position, Stamp
+from cdc.snapshots import Snapshot, parse_pg_snapshot
 
 CONTROL_VERSION = 1
 
@@ -38,7 +39,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_
         return Position.parse(self.position)
 
     @property
-    def seen(self) -> PrimarySnapshot:
+    def seen(self) -> Snapshot:
         """What the heartbeat's transaction could see."""
         return parse_pg_snapshot(self.history, self.snapshot)
 

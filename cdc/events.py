@@ -3,20 +3,19 @@
 Three notions of order are kept apart by type, because mixing them is how caches go stale:
 
 - `Position`: where a change stands in the source's log. Totally ordered within one epoch.
-- `Stamp`: which transaction wrote it. What a reader can *see* is a set of stamps, not a position.
+- `Stamp`: which transaction wrote it. What a reader can *see* is a set of stamps (`cdc.snapshots`), not a position.
 - `Offset`: Kafka's, and only Kafka's.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from enum import StrEnum
 from typing import Any, NewType, TypeAlias
 
 import msgspec
 
 Stamp = NewType("Stamp", int)
-"""The writing transaction: PostgreSQL's 64-bit xid. 32-bit xids are widened at capture, never later."""
+"""The writing transaction, 64 bits: PostgreSQL's xid, widened at capture, never later; a GTID in `Origins`' form."""
 
 Offset = NewType("Offset", int)
 """A Kafka offset."""
@@ -25,7 +24,12 @@ Epoch = NewType("Epoch", int)
 """One uninterrupted history of one source as one slot saw it; unsigned 32 bits, a later epoch is a larger number."""
 
 History: TypeAlias = str
-"""One server's uninterrupted past, e.g. `7525310223452345:1` (system identifier, timeline)."""
+"""One server's uninterrupted past: the only one whose snapshots and stamps can be compared.
+
+PostgreSQL: `7525310223452345:1` (system identifier, timeline). MySQL: `<server_uuid>:<serial>`; MariaDB, which has no
+uuid: `<server_id>:<serial>`. The serial is the source's own count: it grows whenever the binary log did not go on where
+it was left (RESET, restore) and whenever the list of origins is made anew.
+"""
 
 POSITION_WIDTH = 32
 STAMP_WIDTH = 16
@@ -74,66 +78,9 @@ def stamp_text(stamp: int) -> str:
     return f"{stamp:016x}"
 
 
-class PrimarySnapshot(msgspec.Struct, frozen=True):
-    """What one read on a PostgreSQL primary could see: `pg_current_snapshot()`.
-
-    `xmax` is the last completed xid + 1, `running` the transactions below it that were still running, ascending.
-    """
-
-    history: History
-    xmin: int
-    xmax: int
-    running: tuple[int, ...] = ()
-
-    def covers(self, stamp: int, position: Position | None = None) -> bool:  # noqa: ARG002 - one question for every kind
-        """Whether the read saw everything that transaction `stamp` wrote."""
-        return stamp < self.xmin or (stamp < self.xmax and not _contains(self.running, stamp))
-
-    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002 - one question for every kind
-        """Whether the read saw every transaction with low <= stamp <= high, whichever of them exist."""
-        if high < self.xmin:
-            return True
-        first = bisect_left(self.running, low)
-        return high < self.xmax and not (first < len(self.running) and self.running[first] <= high)
-
-    @property
-    def text(self) -> str:
-        """Wire form: `p`, xmin, xmax and the running stamps, 16 hexadecimal digits each."""
-        return "p" + "".join(stamp_text(s) for s in (self.xmin, self.xmax, *self.running))
-
-
-class StandbySnapshot(msgspec.Struct, frozen=True):
-    """What one read on a PostgreSQL standby could see.
-
-    A standby's list of running transactions is empty (measured on PostgreSQL 18), so only two tests are safe:
-    below xmin, or committed before `replay_lsn`, read by a statement that ended before the load's transaction began.
-    """
-
-    history: History
-    xmin: int
-    replay_lsn: int
-
-    def covers(self, stamp: int, position: Position | None = None) -> bool:
-        """Whether the read saw everything that transaction `stamp`, logged at `position`, wrote."""
-        return stamp < self.xmin or (position is not None and position.lsn < self.replay_lsn)
-
-    def covers_range(self, low: int, high: int, position: Position | None = None) -> bool:  # noqa: ARG002 - one question for every kind
-        """Whether the read saw every transaction up to `high`, none of them logged after `position`."""
-        return self.covers(high, position)
-
-    @property
-    def text(self) -> str:
-        """Wire form: `s`, xmin and the replay LSN, 16 hexadecimal digits each."""
-        return f"s{self.xmin:016x}{self.replay_lsn:016x}"
-
-
-Snapshot: TypeAlias = PrimarySnapshot | StandbySnapshot
-
-
-def parse_pg_snapshot(history: History, text: str) -> PrimarySnapshot:
-    """PostgreSQL's `xmin:xmax:xip,xip` as a snapshot. Raises ValueError."""
-    xmin, xmax, running = text.split(":")
-    return PrimarySnapshot(history, int(xmin), int(xmax), tuple(sorted(int(x) for x in running.split(",") if x)))
+def split_stamps(text: str) -> tuple[str, ...]:
+    """Stamps that stand one after the other, one by one."""
+    return tuple(text[i : i + STAMP_WIDTH] for i in range(0, len(text), STAMP_WIDTH))
 
 
 def parse_lsn(text: str) -> int:
@@ -145,11 +92,6 @@ def parse_lsn(text: str) -> int:
 def lsn_text(lsn: int) -> str:
     """A number as PostgreSQL writes it: `16/B374D848`."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
-
-
-def _contains(ascending: tuple[int, ...], value: int) -> bool:
-    i = bisect_left(ascending, value)
-    return i < len(ascending) and ascending[i] == value
 
 
 Row: TypeAlias = dict[str, Any]

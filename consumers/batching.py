@@ -10,12 +10,11 @@ from collections.abc import Mapping
 import msgspec
 
 from cdc.envelope import RecordHeader
-from consumers.checkpoint import UNKNOWN_TOPIC
 from consumers.intake import Planned
 from consumers.stream import Record
 from invalidator.entry import encode_tail
 from invalidator.guard import Batch, Beat, Closing, KeyChange, KeyRefresh, RowStep, ScopeRaise
-from invalidator.layout import ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
+from invalidator.layout import UNKNOWN_TOPIC, ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
 from invalidator.plan import Invalidation, coalesce
 from invalidator.views import Views
 

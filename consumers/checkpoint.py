@@ -15,13 +15,22 @@ from consumers.alarms import Alarm, Alarms
 from consumers.stream import Partition, Place, Stream
 from consumers.telemetry import WorkerMetrics
 from invalidator.guard import Close, Closing, Outcome
-from invalidator.layout import NO_DIGEST, REGION_SCOPE, ZERO_POSITION, ZERO_STAMP, Row, Scope, row_field, view_scope
+from invalidator.layout import (
+    NO_DIGEST,
+    REGION_SCOPE,
+    UNKNOWN_TOPIC,
+    ZERO_POSITION,
+    ZERO_STAMP,
+    Row,
+    Scope,
+    row_field,
+    view_scope,
+)
 from invalidator.region import Region
 from invalidator.views import Views
 
 log = structlog.get_logger()
 
-UNKNOWN_TOPIC = "0" * 32
 CONTROL_REVIEW_RECORDS = 100
 """A shard that jumps hears so many control records again: one tells the epoch. Hearing twice changes nothing."""
 

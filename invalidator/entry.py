@@ -18,7 +18,7 @@ HEAD_BYTES = 104
 
 SEEN_BYTES_MAX = 0xFFFF
 PROOF_BYTES = 360
-"""So much of an entry the apply script reads: room for 15 running transactions; a longer proof counts as none."""
+"""So much of an entry the scripts read: 13 running transactions, or 7 intervals; a longer proof counts as none."""
 
 
 class Kind(StrEnum):

@@ -12,7 +12,8 @@ from enum import StrEnum
 
 import msgspec
 
-from cdc.events import POSITION_WIDTH
+from cdc.events import POSITION_WIDTH, split_stamps
+from cdc.snapshots import covers, covers_range
 from invalidator import entry as entries
 from invalidator.layout import (
     EMPTY_FENCE,
@@ -26,7 +27,6 @@ from invalidator.layout import (
     Row,
     Scope,
     offset_text,
-    split,
     view_scope,
 )
 
@@ -175,15 +175,6 @@ class Fill(msgspec.Struct, frozen=True, kw_only=True):
 # --- proofs and fences ----------------------------------------------------------------------------------------------
 
 
-def covers(seen: str, stamp: str, position: str) -> bool:
-    """Whether the read behind `seen` saw transaction `stamp`, logged at `position`."""
-    if stamp < seen[1:17]:
-        return True
-    if seen[0] == "s":
-        return position[8:24] < seen[17:33]
-    return seen[0] == "p" and stamp < seen[17:33] and stamp not in split(seen[33:], 16)
-
-
 def covers_all(seen: str, stamps: Iterable[str], position: str) -> bool:
     """`covers`, of every stamp."""
     return all(covers(seen, stamp, position) for stamp in stamps)
@@ -194,11 +185,15 @@ def admits(fence: Fence, seen: str) -> bool:
     if fence.exact:
         return covers_all(seen, fence.stamps, fence.position)
     low, high = fence.stamps
-    if high < seen[1:17]:
-        return True
-    if seen[0] != "p":
-        return covers(seen, high, fence.position)
-    return high < seen[17:33] and not any(low <= running <= high for running in split(seen[33:], 16))
+    return covers_range(seen, low, high, fence.position)
+
+
+def forged(seen: str, limit: str) -> bool:
+    """Whether `seen` claims more than can exist now: a stamp beyond `limit`, of GTIDs one of the limit's origin."""
+    if seen[:1] == "g":
+        ends = split_stamps(seen[1:])
+        return any(low[:4] <= limit[:4] and high > limit for low, high in zip(ends[::2], ends[1::2], strict=False))
+    return seen[1:17] > limit or (seen[:1] == "p" and seen[17:33] > limit)
 
 
 def merge(fence: Fence, position: str, stamps: Iterable[str], beat: Beat | None) -> Fence:
@@ -396,10 +391,10 @@ def fill(shard: Shard, request: Fill) -> tuple[Outcome, str]:
     if view.digest != request.digest:
         return Outcome.REFUSED, "digest"
     seen = request.seen
-    if seen[0] == "s" and shard.header["e"][8] != "o":
+    if seen[:1] == "s" and shard.header["e"][8] != "o":
         seen = seen[:17] + ZERO_STAMP
     limit = shard.header.get("b", "")[48:64]
-    if seen[1:17] > limit or (seen[0] == "p" and seen[17:33] > limit):
+    if not limit or forged(seen, limit):
         return Outcome.REFUSED, "forged"
     if "*" not in shard.fences:
         return Outcome.REFUSED, "lost"
@@ -543,8 +538,8 @@ def _outdates(seen: str, data: bytes) -> bool:
     if not shown:
         return False
     if data[1:2] == b"e":
-        return covers_all(seen, split(shown[POSITION_WIDTH:], 16), shown[:POSITION_WIDTH])
-    return shown[0] == "p" and shown[17:33] <= seen[1:17]
+        return covers_all(seen, split_stamps(shown[POSITION_WIDTH:]), shown[:POSITION_WIDTH])
+    return shown[0] == "p" and seen[:1] != "g" and shown[17:33] <= seen[1:17]
 
 
 def _refresh(shard: Shard, refresh: KeyRefresh, fence: Fence) -> str:
@@ -589,7 +584,6 @@ __all__ = [
     "apply",
     "close",
     "cold",
-    "covers",
     "fill",
     "hear",
     "merge",

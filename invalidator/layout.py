@@ -11,7 +11,7 @@ import zlib
 
 import msgspec
 
-from cdc.events import OFFSET_WIDTH, POSITION_WIDTH, STAMP_WIDTH
+from cdc.events import OFFSET_WIDTH, POSITION_WIDTH, STAMP_WIDTH, split_stamps
 
 FORMAT = "1"
 EXACT_STAMPS = 8
@@ -20,6 +20,7 @@ EXACT_STAMPS = 8
 ZERO_POSITION = "0" * POSITION_WIDTH
 ZERO_STAMP = "0" * STAMP_WIDTH
 NO_DIGEST = "0" * 16
+UNKNOWN_TOPIC = "0" * 32
 UNKNOWN_EPOCH = 0xFFFF_FFFF
 HEX = re.compile(r"[0-9a-f]*")
 
@@ -72,7 +73,7 @@ class Fence(msgspec.Struct, frozen=True):
         wrong_length = len(text) <= POSITION_WIDTH or len(body) % STAMP_WIDTH or (text[0] == "-" and len(body) != 32)
         if text[:1] not in ("=", "-") or wrong_length or not HEX.fullmatch(text, 1):
             raise ValueError("not a fence")
-        return cls(text[0] == "=", text[1 : 1 + POSITION_WIDTH], split(body, STAMP_WIDTH))
+        return cls(text[0] == "=", text[1 : 1 + POSITION_WIDTH], split_stamps(body))
 
 
 EMPTY_FENCE = Fence(True, ZERO_POSITION, ())
@@ -137,7 +138,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     next_offset: int
-    topic_id: str = "0" * 32
+    topic_id: str = UNKNOWN_TOPIC
     leader_epoch: int = -1
     sequence: int = 0
     position: str = ZERO_POSITION
@@ -171,8 +172,3 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 def offset_text(offset: int) -> str:
     """16 hexadecimal digits."""
     return f"{offset:0{OFFSET_WIDTH}x}"
-
-
-def split(text: str, width: int) -> tuple[str, ...]:
-    """`text` in pieces of `width`."""
-    return tuple(text[i : i + width] for i in range(0, len(text), width))

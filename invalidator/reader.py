@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from cdc.errors import BadRecord, ConfigError, TransientError
-from cdc.events import Snapshot, StandbySnapshot, parse_lsn, parse_pg_snapshot
+from cdc.events import parse_lsn
+from cdc.snapshots import Snapshot, parse_pg_snapshot, parse_pg_standby_snapshot
 from invalidator import entry as entries
 from invalidator.guard import Fill, Outcome
 from invalidator.layout import Layout
@@ -142,9 +143,9 @@ class CacheReader:
                 return value, None
             if still != text or not unwritten:
                 return value, None
-            primary = parse_pg_snapshot(server.history, text)
-            snapshot = StandbySnapshot(server.history, primary.xmin, replayed) if standby else primary
-            return value, (snapshot, now_ms)
+            if standby:
+                return value, (parse_pg_standby_snapshot(server.history, text, replayed), now_ms)
+            return value, (parse_pg_snapshot(server.history, text), now_ms)
 
     def _identify(self, connection: Any) -> _Server:
         name, standby, system, timeline = connection.execute(_IDENTIFY).fetchone()

@@ -3,12 +3,13 @@
 --   lead (4 characters); tail (as of, expires, lengths, seen, view, key, payload); ttl_ms (0: none).
 -- Reply: APPLIED; REFUSED and why; SUPERSEDED when an entry is there that this read does not outdate; COLD.
 
--- Whether a read with proof `seen` saw everything that the entry shows.
+-- Whether a read with proof `seen` saw everything that the entry shows. Only of a primary's snapshot is it known that
+-- the entry shows no more than its proof says: what the others name was read before the load began.
 local function outdates(seen, head)
   local shown = proof(head)
   if not shown or shown == '' then return false end
   if head:sub(2, 2) == 'e' then return covers_all(seen, shown:sub(33), shown:sub(1, 32)) end
-  return shown:sub(1, 1) == 'p' and shown:sub(18, 33) <= seen:sub(2, 17)
+  return shown:sub(1, 1) == 'p' and seen:sub(1, 1) ~= 'g' and shown:sub(18, 33) <= seen:sub(2, 17)
 end
 
 local function fill(KEYS, ARGV)
@@ -24,9 +25,7 @@ local function fill(KEYS, ARGV)
   if seen:sub(1, 1) == 's' and epoch:sub(9, 9) ~= 'o' then  -- without commit positions a replay LSN proves nothing
     seen = seen:sub(1, 17) .. ZERO_STAMP
   end
-  if not newest or seen:sub(2, 17) > newest:sub(49, 64) or (seen:sub(1, 1) == 'p' and seen:sub(18, 33) > newest:sub(49, 64)) then
-    return {'REFUSED', 'forged'}
-  end
+  if not newest or forged(seen, newest:sub(49, 64)) then return {'REFUSED', 'forged'} end
   local fences = redis.call('HMGET', KEYS[2], '*', ARGV[5])
   if not fences[1] then return {'REFUSED', 'lost'} end
   if not admits(region:sub(50), seen) then return {'REFUSED', 'region'} end

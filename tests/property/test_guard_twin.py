@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import redis
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -28,7 +28,7 @@ from invalidator.guard import (
     RowStep,
     ScopeRaise,
 )
-from invalidator.layout import REGION_SCOPE, Fence, Layout, Row, row_field, view_scope
+from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Layout, Row, Scope, row_field, view_scope
 from invalidator.region import Region, library
 
 KEYS = ["contact:1", "contact:2", "contact:3", "tpl:1"]
@@ -40,15 +40,21 @@ EXAMPLES = int(os.environ.get("STALEPROOF_TWIN_EXAMPLES", "60"))
 
 # Small ranges, so that equal, adjacent and older positions and stamps meet often.
 positions = st.builds(Position, st.sampled_from([1] * 9 + [2]), st.integers(2, 6), st.just(0)).map(lambda p: p.text)
-stamps = st.integers(0, 9).map(lambda s: f"{s:016x}")
+# Now and then one of a second origin, as GTIDs have it.
+stamps = st.builds(lambda origin, s: f"{origin:04x}{s:012x}", st.sampled_from([0] * 9 + [1]), st.integers(0, 9))
 stamp_sets = st.sets(stamps, min_size=1, max_size=2).map(lambda s: tuple(sorted(s)))
 many_stamps = st.sets(stamps, min_size=1, max_size=10).map(lambda s: tuple(sorted(s)))
 
 
 @st.composite
-def proofs(draw: st.DrawFn, *, primary_only: bool = False) -> str:
+def proofs(draw: st.DrawFn, kinds: str = "pppsgg") -> str:
+    kind = draw(st.sampled_from(kinds))
+    if kind == "g":
+        return "g" + draw(gtids())
     low, high = sorted((draw(st.integers(0, 10)), draw(st.integers(0, 10))))
-    if not primary_only and draw(st.integers(0, 4)) == 0:
+    if draw(st.integers(0, 19)) == 0:  # nothing that a reader of ours would send
+        return draw(st.sampled_from("psgx")) + "".join(draw(st.lists(stamps, max_size=4)))
+    if kind == "s":
         return f"s{low:016x}{draw(st.integers(1, 7)):016x}"
     running = sorted(draw(st.sets(st.integers(low, high), max_size=3)) - {high})
     if draw(st.integers(0, 9)) == 0:
@@ -56,7 +62,19 @@ def proofs(draw: st.DrawFn, *, primary_only: bool = False) -> str:
     return "p" + "".join(f"{s:016x}" for s in (low, high, *running))
 
 
-beats = st.none() | st.builds(Beat, positions, proofs(primary_only=True))
+@st.composite
+def gtids(draw: st.DrawFn) -> str:
+    """Intervals of two origins; some reach beyond what a proof may claim, some over both, some are cut short."""
+    if draw(st.integers(0, 2)) == 0:
+        return f"{0:016x}{draw(st.integers(8, 17)):016x}"
+    ends = draw(st.sets(st.sampled_from([*range(18), *(1 << 48 | n for n in range(6))]), max_size=8))
+    text = "".join(f"{end:016x}" for end in sorted(ends))
+    if draw(st.integers(0, 9)) == 0:
+        text = "".join(f"{2 * n:016x}{2 * n:016x}" for n in range(8))  # longer than the scripts read of an entry
+    return text[: draw(st.sampled_from([len(text)] * 9 + [20]))]
+
+
+beats = st.none() | st.builds(Beat, positions, proofs("pppg"))
 rows = st.builds(
     Row,
     next_offset=st.integers(0, 6),
@@ -208,13 +226,13 @@ class Twins(RuleBasedStateMachine):
     )  # fmt: skip
     def fill(self, key: str, seen: str, wide: bool, history: str, digest: str) -> None:
         if wide:
-            seen = f"p{9:016x}{10:016x}"
+            seen = f"p{9:016x}{10:016x}" if seen[:1] != "g" else f"g{0:016x}{9:016x}{1 << 48:016x}{1 << 48 | 9:016x}"
         request = Fill(
             key=key, stripe=STRIPES[key], view="contact", digest=digest, history=history,
             lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, "contact", seen, b"[1]"), ttl_ms=0,
         )  # fmt: skip
         reply = self.region.fill(0, request)
-        event(f"fill {reply.outcome} {reply.reason}")
+        event(f"fill {seen[:1]} {reply.outcome} {reply.reason}")
         assert (reply.outcome, reply.reason) == guard.fill(self.shard, request)
 
     @rule(key=st.sampled_from(KEYS), view=st.sampled_from(VIEWS))
@@ -267,13 +285,79 @@ fences = st.builds(
 
 
 @settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs())
+@given(fence=fences, position=positions, added=many_stamps, beat=beats, seen=proofs(), limit=stamps)
+@example(
+    fence=Fence(True, "0" * 32, (f"{3:016x}",)), position="0" * 32, added=(f"{3:016x}",), beat=None,
+    seen=f"x{0:016x}{9:016x}", limit=f"{9:016x}",
+)  # fmt: skip
 def test_lua_and_python_merge_and_admit_alike(
-    lua: Callable[..., str], fence: Fence, position: str, added: tuple[str, ...], beat: Beat | None, seen: str
+    lua: Callable[..., str],
+    fence: Fence,
+    position: str,
+    added: tuple[str, ...],
+    beat: Beat | None,
+    seen: str,
+    limit: str,
 ) -> None:
     merged = lua("merge", fence.text, position, "".join(added), beat.text if beat else "")
     assert merged == guard.merge(fence, position, added, beat).text
     assert lua("admits", fence.text, seen) == str(guard.admits(fence, seen)).lower()
+    assert lua("forged", seen, limit) == str(guard.forged(seen, limit)).lower()
+
+
+low_fences = st.integers(0, 3).flatmap(lambda n: fences if n == 0 else st.just(EMPTY_FENCE))
+scopes = st.builds(
+    lambda fence, generation, digest: Scope(generation=generation, digest=digest, fence=fence),
+    low_fences, positions, st.just("a" * 16),
+)  # fmt: skip
+OPEN = Scope(generation="0" * 32, digest="a" * 16, fence=EMPTY_FENCE)
+
+
+@st.composite
+def shown(draw: st.DrawFn) -> tuple[Kind, str]:
+    """Kind and proof of an entry that is there already."""
+    kind = draw(st.sampled_from(Kind))
+    return kind, draw(proofs()) if kind is Kind.FILL else draw(positions) + "".join(draw(stamp_sets))
+
+
+@settings(max_examples=EXAMPLES * 10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    region_scope=scopes, view=scopes, default=low_fences, stripe=st.none() | fences, entry=st.none() | shown(),
+    seen=proofs(),
+    limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
+)  # fmt: skip
+@example(
+    region_scope=OPEN, view=OPEN, default=EMPTY_FENCE, stripe=None, entry=(Kind.FILL, f"p{3:016x}{5:016x}"),
+    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o",
+)  # fmt: skip
+def test_lua_and_python_fill_alike(
+    region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,
+    entry: tuple[Kind, str] | None, seen: str, limit: str, method: str,
+) -> None:  # fmt: skip
+    """Open scopes, so that a proof meets fences and what is there, which the state machine rarely gets to."""
+    name = VIEWS[0][0]
+    shard = guard.Shard(header={"v": FORMAT, "e": f"00000001{method}h1", REGION_SCOPE: region_scope.text})
+    shard.header[view_scope(name)] = view.text
+    if limit:
+        shard.header["b"] = "0" * 48 + limit
+    shard.fences = {"*": default.text} | ({} if stripe is None else {STRIPES[KEYS[0]]: stripe.text})
+    if entry is not None:
+        head = lead(entry[0], Content.VALUE) + region_scope.generation + view.generation
+        shard.entries[KEYS[0]] = head.encode() + tail(KEYS[0], name, entry[1], b"[0]")
+    client, layout = region._client, region.layout
+    client.flushdb()
+    client.hset(layout.header_key(0), mapping=shard.header)
+    client.hset(layout.fences_key(0), mapping=shard.fences)
+    for key, value in shard.entries.items():
+        client.set(layout.entry_key(0, key), value)
+    request = Fill(
+        key=KEYS[0], stripe=STRIPES[KEYS[0]], view=name, digest=view.digest, history="h1",
+        lead=lead(Kind.FILL, Content.VALUE), tail=tail(KEYS[0], name, seen, b"[1]"), ttl_ms=0,
+    )  # fmt: skip
+    reply = region.fill(0, request)
+    event(f"fill {seen[:1]} over {entry[0] + entry[1][:1] if entry else 'nothing'}: {reply.outcome} {reply.reason}")
+    assert (reply.outcome, reply.reason) == guard.fill(shard, request)
+    assert client.get(layout.entry_key(0, KEYS[0])) == shard.entries.get(KEYS[0])
 
 
 def test_lua_and_python_decide_alike(region: Region) -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
 from cdc.errors import BadRecord
-from cdc.events import Position, PrimarySnapshot
+from cdc.events import Position
+from cdc.snapshots import parse_pg_snapshot
 
 HEARTBEAT = Heartbeat(
     source="shop",
@@ -30,7 +31,7 @@ def test_a_record_survives_the_wire(record):
 
 def test_a_heartbeat_reads_its_own_texts():
     assert HEARTBEAT.at == Position(5, 600, 0)
-    assert HEARTBEAT.seen == PrimarySnapshot("7:1", 40, 44, (41,))
+    assert HEARTBEAT.seen == parse_pg_snapshot("7:1", "40:44:41")
     assert HEARTBEAT.own_stamp == 44
 
 
