@@ -355,16 +355,23 @@ def _record(message: Any) -> Record:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001 - its name for it
             raise GapError(f"{place}: the next record is not in Kafka any more: {error.str()}")
         raise _failure(error, f"cannot read {place}")
-    headers = message.headers() or ()
-    return Record(
-        topic=message.topic(),
-        partition=message.partition(),
-        offset=message.offset(),
-        leader_epoch=message.leader_epoch() if message.leader_epoch() is not None else -1,
-        key=message.key(),
-        value=message.value(),
-        header=next((value for name, value in headers if name == HEADER_NAME), None),
+    leader_epoch = message.leader_epoch()
+    return Record(  # by place: faster than by name, and this runs once per record
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        -1 if leader_epoch is None else leader_epoch,
+        message.key(),
+        message.value(),
+        _header(message.headers()),
     )
+
+
+def _header(headers: list[tuple[str, bytes]] | None) -> bytes | None:
+    for name, value in headers or ():
+        if name == HEADER_NAME:
+            return value
+    return None
 
 
 @contextmanager
