@@ -27,6 +27,10 @@ from consumers.stream import Record
 LARGEST_RECORD_BYTES = 16 << 20
 """Kafka's own default of 1 MiB is below one row with a large text; topics that we make allow this much."""
 
+_FETCH_BYTES = 4 << 20
+"""What one answer of a broker holds, a larger record excepted. With 50 MiB, librdkafka's own, a worker that catches up
+takes 130 MB more memory (measured over 48 partitions) and is not faster."""
+
 _LINGER_MS = 3
 _64_BITS = (1 << 64) - 1
 _DELIVERY_TIMEOUT_MS = 120_000
@@ -290,6 +294,7 @@ class RecordStream:
                 "queued.max.messages.kbytes": queued_kilobytes,
                 "fetch.queue.backoff.ms": 10,
                 "fetch.wait.max.ms": 100,
+                "fetch.max.bytes": _FETCH_BYTES,
             }
         )
 
