@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 ARGS ?=
+NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check up down status mutants lock
+.PHONY: help setup demo test check bench up down status mutants lock
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +41,9 @@ test: setup check  ## Everything: check, then property and integration tests on 
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
 	@$(PYTEST) -q tests/mutants $(ARGS)
+
+bench: setup  ## One benchmark, JSON on the last line: NAME=worker ARGS="--events 200000"; NAME=x lists them
+	@$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
 up: setup  ## Start the local stack and leave it running
 	@$(BIN)/python -m infra.stack up

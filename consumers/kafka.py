@@ -32,6 +32,9 @@ SESSION_TIMEOUT_MS = 6_000
 
 METADATA_REFRESH_MS = 5_000
 """So soon a new topic or partition is noticed."""
+_FETCH_BYTES = 4 << 20
+"""What one answer of a broker holds, a larger record excepted. With 50 MiB, librdkafka's own, a worker that catches up
+takes 130 MB more memory (measured over 48 partitions) and is not faster."""
 
 _LINGER_MS = 3
 _64_BITS = (1 << 64) - 1
@@ -307,6 +310,7 @@ class RecordStream:
                 "session.timeout.ms": SESSION_TIMEOUT_MS,
                 "heartbeat.interval.ms": SESSION_TIMEOUT_MS // 6,
                 "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
+                "fetch.max.bytes": _FETCH_BYTES,
             }
         )
         self._shared = bool(shared)
@@ -340,9 +344,11 @@ class RecordStream:
         consumer.incremental_assign([TopicPartition(part.topic, part.partition, OFFSET_END) for part in gained])
 
     def _losing(self, consumer: Any, lost: Sequence[TopicPartition]) -> None:
-        self._settle()
-        self._owned -= {(part.topic, part.partition) for part in lost}
-        consumer.incremental_unassign(lost)
+        try:
+            self._settle()
+        finally:
+            self._owned -= {(part.topic, part.partition) for part in lost}
+            consumer.incremental_unassign(lost)
 
     def fetch(self, records_max: int, timeout_seconds: float) -> list[Record]:
         """Records that are there, or the first to come within the timeout. Raises TransientError, GapError."""
@@ -408,16 +414,23 @@ def _record(message: Any) -> Record:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001 - its name for it
             raise GapError(f"{place}: the next record is not in Kafka any more: {error.str()}")
         raise _failure(error, f"cannot read {place}")
-    headers = message.headers() or ()
-    return Record(
-        topic=message.topic(),
-        partition=message.partition(),
-        offset=message.offset(),
-        leader_epoch=message.leader_epoch() if message.leader_epoch() is not None else -1,
-        key=message.key(),
-        value=message.value(),
-        header=next((value for name, value in headers if name == HEADER_NAME), None),
+    leader_epoch = message.leader_epoch()
+    return Record(  # by place: faster than by name, and this runs once per record
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        -1 if leader_epoch is None else leader_epoch,
+        message.key(),
+        message.value(),
+        _header(message.headers()),
     )
+
+
+def _header(headers: list[tuple[str, bytes]] | None) -> bytes | None:
+    for name, value in headers or ():
+        if name == HEADER_NAME:
+            return value
+    return None
 
 
 @contextmanager

@@ -111,11 +111,11 @@ class _CompiledRule:
     def plan(self, envelope: Envelope, header: RecordHeader, key: bytes | None) -> list[Invalidation]:
         """Raises BadRecord where a key cannot be told."""
         op = envelope.op
-        if op is Op.TRUNCATE:
-            return [_whole(self.view, header, Cause.TRUNCATE)]
-        if op is Op.DELETE:
-            return [self._unlink(self._key(self._before_or_key(envelope, key)), header)]
         if op not in _EVENTS_WITH_AFTER:
+            if op is Op.TRUNCATE:
+                return [_whole(self.view, header, Cause.TRUNCATE)]
+            if op is Op.DELETE:
+                return [self._unlink(self._key(self._before_or_key(envelope, key)), header)]
             return []
         after_json = envelope.after
         if after_json is None:
@@ -125,9 +125,10 @@ class _CompiledRule:
         if op is not Op.UPDATE:
             return [self._changed(new_key, envelope, header)]
         before = self._before_of_update(envelope, key, after)
-        old_key = self._key(before)
-        if old_key != new_key:
-            return [self._unlink(old_key, header), self._changed(new_key, envelope, header)]
+        if not self._same_part(before, after):
+            old_key = self._key(before)
+            if old_key != new_key:
+                return [self._unlink(old_key, header), self._changed(new_key, envelope, header)]
         if self._nothing_that_matters(before, after):
             return []
         return [self._changed(new_key, envelope, header)]
@@ -159,8 +160,17 @@ class _CompiledRule:
         known = decode_key(key) or {}
         return tuple(known.get(column, MISSING) for column in self._columns)
 
+    def _same_part(self, before: Columns, after: Columns) -> bool:
+        """Whether both rows surely have one key. Only integers tell: 1 and true, 0.0 and -0.0 are equal as well."""
+        if self._parts != 1:
+            return False
+        old, new = before[0], after[0]
+        return type(old) is int and type(new) is int and old == new
+
     def _key(self, row: Columns) -> str:
         parts = row[: self._parts]
+        if self._parts == 1 and type(parts[0]) is int:  # the commonest by far, and surely there
+            return self.view.key.render(parts)
         for column, value in zip(self._rule.parts, parts, strict=True):
             if value is MISSING or is_unavailable(value):
                 raise BadRecord(f"column {column} of view {self.view.name}'s key is not in the record")
@@ -170,9 +180,10 @@ class _CompiledRule:
         """Whether the row changed only where this view does not look. An unchanged TOAST value did not change."""
         if self._rule.columns is None:
             return False
-        return all(
-            old is not MISSING and (old == new or is_unavailable(new)) for old, new in zip(before, after, strict=True)
-        )
+        for old, new in zip(before, after, strict=True):
+            if old is MISSING or (old != new and not is_unavailable(new)):
+                return False
+        return True
 
     def _unlink(self, key: str, header: RecordHeader) -> Invalidation:
         return Invalidation(self.view.name, key, header.position, (header.stamp,))

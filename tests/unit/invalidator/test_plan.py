@@ -64,6 +64,11 @@ def test_a_moved_row_kills_both_keys() -> None:
     assert keys(planned) == ["segment:1", "segment:2"]
 
 
+def test_a_key_part_that_is_equal_and_not_written_alike_kills_both_keys() -> None:
+    before = {"id": True, "email": "a", "status": "s"}
+    assert keys(plan("public.contacts", "u", before, {**before, "id": 1})) == ["contact:true", "contact:1"]
+
+
 def test_a_change_of_columns_that_do_not_matter_kills_nothing() -> None:
     before = {"id": 1, "email": "a", "status": "s", "city": "x"}
     assert plan("public.contacts", "u", before, {**before, "city": "y"}) == []
