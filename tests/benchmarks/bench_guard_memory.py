@@ -19,8 +19,8 @@ import msgspec
 import redis
 
 from cdc.events import Position, stamp_text
-from invalidator.guard import Batch, Beat, Close, ControlStep, KeyChange, Outcome, Pass, RowStep
-from invalidator.layout import REGION_SCOPE, Layout, Row, row_field
+from invalidator.guard import Batch, Beat, ControlStep, KeyChange, Outcome, Pass, RowStep
+from invalidator.layout import Layout, Row, row_field
 from invalidator.region import Connection, Region, connect
 from tests.benchmarks.harness import MEGABYTE, Bench, Results
 from tests.fix_redis import BINARIES, start_redis
@@ -132,10 +132,11 @@ def _begin(region: Region) -> None:
     """An open shard: cold, its epoch begun, three heartbeats heard and passed."""
     region.prepare()
     region.cold(0, 0, [("contact", "d" * 16)], [(CONTROL, Row(next_offset=0)), (DATA, Row(next_offset=0))])
-    region.close(0, Close(scope=REGION_SCOPE, offset=0, epoch=f"{EPOCH:08x}", history=HISTORY))
+    begins = RowStep(CONTROL, 0, Row(next_offset=1))
+    region.hear(0, ControlStep(step=begins, epoch=f"{EPOCH:08x}", history=HISTORY))
     for number in range(3):
         position, stamp = Position(EPOCH, 1 + number, 0).text, stamp_text(1 + number)
-        step = RowStep(CONTROL, number, Row(next_offset=number + 1))
+        step = RowStep(CONTROL, number + 1, Row(next_offset=number + 2))
         control = ControlStep(step=step, position=position, stamp=stamp, limit="f" * 16, history=HISTORY)
         region.hear(0, control)
         region.pass_heartbeat(0, Pass(position=position, stamp=stamp, time_ms=1, barriers=((DATA, 0),)))

@@ -39,9 +39,10 @@ from consumers.kafka_admin import KEPT, Admin, Topic
 from consumers.regions import open_region, read_views
 from consumers.settings import Settings as Staleproof
 from consumers.settings import load_settings
+from consumers.stream import Place
 from infra.stack import Stack
-from invalidator.guard import Close, Outcome
-from invalidator.layout import REGION_SCOPE, Row, row_field
+from invalidator.guard import ControlStep, Outcome, RowStep
+from invalidator.layout import Row, row_field
 from tests.benchmarks import worker_profile
 from tests.benchmarks.harness import Bench, Results, apart, medians, peak_memory_mb
 from tests.benchmarks.traffic import EPOCH, HISTORY, Log
@@ -151,9 +152,10 @@ def begin_region(settings: Staleproof, log: Log) -> None:
     region.prepare()
     partitions = [(topic, partition) for topic, ends in log.ends.items() for partition in range(len(ends))]
     rows = [(row_field(*p), Row(next_offset=0, digest=views.digest)) for p in [*partitions, (log.control_topic, 0)]]
+    begins = RowStep(row_field(log.control_topic, 0), 0, Row(next_offset=1, digest=views.digest))
     outcomes = {
         region.cold(0, 0, [(view.name, view.digest) for view in views.views.values()], rows),
-        region.close(0, Close(scope=REGION_SCOPE, offset=0, epoch=f"{EPOCH:08x}", history=HISTORY)),
+        region.hear(0, ControlStep(step=begins, epoch=f"{EPOCH:08x}", history=HISTORY)).outcome,
     }
     if outcomes != {Outcome.APPLIED}:
         raise RuntimeError(f"the region's shard cannot be begun: {outcomes}")
@@ -272,7 +274,7 @@ def _messages(config: Path, records: int) -> Iterator[list[Any]]:
     stream = RecordStream(settings.kafka, group="bench", queued_kilobytes=settings.worker.queued_kilobytes)
     try:
         topics = [settings.source.topic(table) for table in read_views(settings.views).by_table]
-        stream.assign(dict.fromkeys(stream.partitions(topics), 0))
+        stream.assign(dict.fromkeys(stream.partitions(topics), Place(0)))
         left = records
         while left:
             messages = stream._consumer.consume(settings.worker.batch_records, 0.2)

@@ -24,7 +24,7 @@ from invalidator.plan import Planner
 from invalidator.region import Region
 from tests.benchmarks.harness import Bench, Results
 
-IDLE_TURNS = 5
+IDLE_TURNS = 100  # joining the group takes some
 LINES = 45
 
 
