@@ -194,7 +194,8 @@ class Worker:
         self._intake.sequences = dict(standing.sequences)
         self._intake.forget()
         self._intake.bounds = Bounds.of_epoch(self._epoch).widened(standing.position, standing.stamp)
-        self._pending.clear()
+        if self._lost:
+            self._pending.clear()  # the shards may have to hear them again first
         self._data.assign(standing.places)
         self._control.assign({self._control_partition: standing.control})
         self._owned, self._lost = owned, False
@@ -347,6 +348,8 @@ class Worker:
             self._begin_epoch(control.position[:8], "heartbeat of a new epoch")
             self._widen(control.position, stamp_text(control.stamp))
             self._beats.append(Beat(control.position, control.seen.text))
+            if not self._owned:
+                self._passed_at = time.monotonic()
             self._pending.append(control)
 
     def _begin_epoch(self, epoch: str, reason: str) -> None:
@@ -410,6 +413,10 @@ class Worker:
 
     def _pass(self) -> None:
         """Tell the region the newest heartbeat whose barriers every row of ours has reached."""
+        if not self._owned:  # a worker in reserve: those that own partitions tell
+            while len(self._pending) > 1:
+                self._pending.popleft()
+            return
         reached = None
         while self._pending:
             if self._is_incomplete(self._pending[0]):
