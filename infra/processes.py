@@ -143,6 +143,10 @@ class ServerProcess:
         """Pid and start time of the newest process of this server, None before the first start."""
         return self._identity
 
+    def beside(self, server: Server) -> "ServerProcess":
+        """Return a handle on another server, not started yet, which the same warden stops."""
+        return ServerProcess(server, self._guard)
+
     def is_alive(self) -> bool:
         """Tell whether the process exists (a paused one does)."""
         return self._process is not None and self._process.poll() is None
