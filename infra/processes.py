@@ -234,6 +234,15 @@ class ServerProcess:
         return f"{self.name} {what}; the end of {self.server.log}:\n{tail(self.server.log)}"
 
 
+def wait_for(condition: Callable[[], bool], complaint: str, limit_seconds: float) -> None:
+    """Ask until the condition holds; StackError with the complaint at the limit."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StackError(f"{complaint} after {limit_seconds:.0f} s: see its log")
+        time.sleep(ASK_AGAIN_SECONDS)
+
+
 def tail(log: Path) -> str:
     """Return the last lines of a log file."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []

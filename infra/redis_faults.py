@@ -15,8 +15,7 @@ Dead and frozen servers are `ServerProcess`'s own: kill, pause, resume.
 
 import itertools
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from infra import cache
-from infra.processes import ASK_AGAIN_SECONDS, ServerProcess, StackError, free_port
+from infra.processes import ServerProcess, StackError, free_port, wait_for
 from infra.proxy import FaultProxy
 
 ANSWER_LIMIT_SECONDS: Final = 30.0
@@ -143,7 +142,7 @@ class Replica:
                 state = client.info("replication")
                 return bool(state.get("master_link_status") == "up" and state["slave_repl_offset"] >= wanted)
 
-            _wait(is_there, f"{self.process.name} is not in sync")
+            wait_for(is_there, f"{self.process.name} is not in sync", SYNC_LIMIT_SECONDS)
 
     def hold_back(self) -> None:
         """Let every write up to now arrive, and none after it: a replica that lags, whose primary does not know."""
@@ -159,7 +158,11 @@ class Replica:
         """Become a primary with what is here. The old one is left alone: kill it, or let it go on unheard."""
         with _client(self.port) as client:
             client.replicaof("NO", "ONE")
-            _wait(lambda: client.info("replication")["role"] == "master", f"{self.process.name} was not promoted")
+            wait_for(
+                lambda: bool(client.info("replication")["role"] == "master"),
+                f"{self.process.name} was not promoted",
+                SYNC_LIMIT_SECONDS,
+            )
         self._link.reset()
 
 
@@ -170,11 +173,3 @@ def _values(command: tuple[str, ...]) -> dict[str, str]:
 
 def _client(port: int) -> Redis:
     return Redis.from_url(cache.url(port), socket_timeout=ANSWER_LIMIT_SECONDS, retry=Retry(NoBackoff(), 0))
-
-
-def _wait(condition: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + SYNC_LIMIT_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            raise StackError(f"{complaint} after {SYNC_LIMIT_SECONDS:.0f} s: see its log")
-        time.sleep(ASK_AGAIN_SECONDS)
