@@ -158,3 +158,4 @@ def test_a_replica_whose_owner_forgets_it_is_stopped_by_the_warden(tmp_path: Pat
     assert second.identity is not None
     guard.close()
     assert not warden.is_alive(second.identity)
+    second.kill()  # reaps it
