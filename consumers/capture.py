@@ -29,6 +29,7 @@ from cdc.envelope import EnvelopeWriter, encode_header, encode_key
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import ChangeEvent, Offset, Op, Position, lsn_text
 from consumers import telemetry
+from consumers.failpoints import failpoint
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
 from consumers.service import Pulse, serve_http
@@ -287,6 +288,8 @@ def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identi
         producer.send(producer.batch(), topic, 0, key=key, value=value, header=None)
         if producer.flush(settings.kafka.request_timeout_seconds):
             raise TransientError(f"Kafka did not acknowledge the start of epoch {memory.epoch} in time")
+        if topic == source.control_topic:
+            failpoint("capture.after_announce")
     telemetry.CAPTURE_EPOCHS.inc()
     log.warning("epoch_started", epoch=memory.epoch, history=identity.history, reason=reason)
 
@@ -518,6 +521,7 @@ class Capture:
         waiting = self._waiting
         while waiting and waiting[0].batch.pending == 0:
             transaction = waiting.popleft()
+            failpoint("capture.after_produce")
             self._done_mark = transaction.mark
             if transaction.heartbeat is not None:
                 self._publish(transaction.heartbeat)
@@ -526,6 +530,7 @@ class Capture:
         beat = _decode_beat(message)
         if beat is None or beat.number != self._outstanding:
             return
+        failpoint("capture.before_heartbeat")
         ends = self._producer.ends
         record = Heartbeat(
             source=self._source.name,
@@ -569,6 +574,7 @@ class Capture:
             if batch.pending:
                 return
             self._remembering = None
+            failpoint("capture.after_memory")
             self._remembered_mark = mark
             self._stream.ack(mark)
         now = time.monotonic()

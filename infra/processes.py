@@ -143,6 +143,10 @@ class ServerProcess:
         """Pid and start time of the newest process of this server, None before the first start."""
         return self._identity
 
+    def beside(self, server: Server) -> "ServerProcess":
+        """Return a handle on another server, not started yet, which the same warden stops."""
+        return ServerProcess(server, self._guard)
+
     def is_alive(self) -> bool:
         """Tell whether the process exists (a paused one does)."""
         return self._process is not None and self._process.poll() is None
@@ -228,6 +232,15 @@ class ServerProcess:
 
     def _failed(self, what: str) -> str:
         return f"{self.name} {what}; the end of {self.server.log}:\n{tail(self.server.log)}"
+
+
+def wait_for(condition: Callable[[], bool], complaint: str, limit_seconds: float) -> None:
+    """Ask until the condition holds; StackError with the complaint at the limit."""
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise StackError(f"{complaint} after {limit_seconds:.0f} s: see its log")
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 def tail(log: Path) -> str:
