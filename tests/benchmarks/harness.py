@@ -91,6 +91,11 @@ def medians(rounds: Sequence[Results]) -> Results:
     return {name: statistics.median(results[name] for results in rounds) for name in rounds[0]}
 
 
+def median_ratio(these: Sequence[Results], those: Sequence[Results], name: str) -> float:
+    """The median of the rounds' own ratios: what slows the machine for a while slows both of a round."""
+    return statistics.median(this[name] / that[name] for this, that in zip(these, those, strict=True))
+
+
 def apart(function: Callable[..., T], *arguments: Any) -> T:
     """What `function` of a module returns, run in a fresh process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -15,6 +15,7 @@ from tests.benchmarks.harness import (
     apart,
     describe_machine,
     last_line,
+    median_ratio,
     medians,
     peak_memory_mb,
     read_settings,
@@ -68,6 +69,12 @@ def test_medians_are_taken_of_each_number_by_itself():
     rounds = [{"a": 1, "b": 30}, {"a": 9, "b": 20}, {"a": 2, "b": 10}]
     assert medians(rounds) == {"a": 2, "b": 20}
     assert medians(rounds[:2]) == {"a": 5, "b": 25}
+
+
+def test_a_ratio_is_taken_within_each_round():
+    """One slow round, in which both are slow, must not count for one of them only."""
+    fast, slow = [{"per_s": 80}, {"per_s": 8}, {"per_s": 90}], [{"per_s": 100}, {"per_s": 10}, {"per_s": 100}]
+    assert median_ratio(fast, slow, "per_s") == 0.8
 
 
 def test_every_contestant_runs_in_every_round_and_each_comes_first_in_turn():
