@@ -9,13 +9,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cdc.envelope import RecordHeader
 from consumers.intake import Planned
 from consumers.stream import Record
 from invalidator.entry import encode_tail
 from invalidator.guard import Batch, Beat, Closing, KeyChange, KeyRefresh, RowStep, ScopeRaise
 from invalidator.layout import UNKNOWN_TOPIC, ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
-from invalidator.plan import Invalidation, coalesce
+from invalidator.plan import Changes, Invalidation, coalesce
 from invalidator.views import Views
 
 
@@ -30,10 +29,9 @@ class _Reached(msgspec.Struct, gc=False):
 
 
 class Slice:
-    """Records that one script applies. `weight` counts the keys and records that it will have to touch."""
+    """Records that one script applies."""
 
     def __init__(self, layout: Layout, views: Views, topic_ids: Mapping[str, str]) -> None:
-        self.weight = 0
         self.records = 0
         self.closings: dict[str, None] = {}
         self.oldest = ""
@@ -42,13 +40,14 @@ class Slice:
         self._views = views
         self._topic_ids = topic_ids
         self._planned: list[Planned] = []
+        self._changes: Changes = {}
         self._rows: dict[str, _Reached] = {}
 
     def add(self, planned: Planned) -> None:
         """Take one more."""
         self.records += 1
-        self.weight += 1 + len(planned.invalidations)
         self._planned.append(planned)
+        coalesce(planned.invalidations, self._changes)
         if planned.closings:
             self.closings.update(dict.fromkeys(planned.closings))
         header, record = planned.header, planned.record
@@ -60,9 +59,20 @@ class Slice:
             row.sequence = 0
             return
         row.sequence = header.sequence
-        _raise_to(row, header)
-        if not self.oldest or header.position < self.oldest:
-            self.oldest = header.position
+        position = header.position
+        if position > row.position:
+            if header.stamp > row.stamp or position[:8] != row.position[:8]:
+                row.stamp = header.stamp
+            row.position = position
+        elif header.stamp > row.stamp and position[:8] == row.position[:8]:
+            row.stamp = header.stamp
+        if position < self.oldest or not self.oldest:
+            self.oldest = position
+
+    @property
+    def keys(self) -> int:
+        """How many keys and views the script will have to touch."""
+        return len(self._changes)
 
     @property
     def reached(self) -> dict[str, int]:
@@ -88,12 +98,15 @@ class Slice:
         names = [name for name, row in self._rows.items() if row.record.offset >= known.get(name, 0)]
         if not names:
             return None
-        planned: list[Planned] = self._planned
-        if any(self._rows[name].first_offset < known.get(name, 0) for name in self._rows):
-            planned = [p for p in planned if p.record.offset >= known.get(p.field, 0)]
+        needed = self._changes
+        if any(row.first_offset < known.get(name, 0) for name, row in self._rows.items()):
+            needed = {}
+            for planned in self._planned:
+                if planned.record.offset >= known.get(planned.field, 0):
+                    coalesce(planned.invalidations, needed)
         raises, changes, refreshes = [], [], []
         layout = self._layout
-        for (view, key), invalidation in coalesce(i for p in planned for i in p.invalidations).items():
+        for (view, key), invalidation in needed.items():
             if key is None:
                 raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
                 continue
@@ -136,13 +149,3 @@ class Slice:
             expires_ms=invalidation.as_of_ms + ttl_ms if ttl_ms else 0,
         )
         return KeyRefresh(change, invalidation.view, tail, ttl_ms)
-
-
-def _raise_to(row: _Reached, header: RecordHeader) -> None:
-    """The row's highest position and, of that epoch, its highest stamp."""
-    if header.position > row.position:
-        if header.position[:8] != row.position[:8] or header.stamp > row.stamp:
-            row.stamp = header.stamp
-        row.position = header.position
-    elif header.position[:8] == row.position[:8] and header.stamp > row.stamp:
-        row.stamp = header.stamp

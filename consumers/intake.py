@@ -86,15 +86,18 @@ class Intake:
         self._fields: dict[tuple[str, int], str] = {}
         self._mass_keys = mass_keys
         self._counts: dict[tuple[str, str], int] = {}
+        self._mass: dict[tuple[str, str], None] = {}
 
     def plan(self, record: Record, *, told_all: bool = False) -> Planned | None:
         """What `record` causes; None when it is beyond the bounds, and the control topic may tell more (`told_all`)."""
-        field = self._field(record)
+        place = (record.topic, record.partition)
+        field = self._fields.get(place) or self._fields.setdefault(place, row_field(*place))
         try:
             header = decode_header(record.header)
         except BadRecord as error:
             return self._without_header(record, field, Doubt(Alarm.CLOSED, str(error), quarantined=True))
-        if header.position > self.bounds.position or header.stamp > self.bounds.stamp:
+        bounds = self.bounds
+        if header.position > bounds.position or header.stamp > bounds.stamp:
             if not told_all:
                 return None
             reason = "its position or stamp is far beyond everything known"
@@ -108,13 +111,7 @@ class Intake:
     def forget(self) -> None:
         """What was planned may not have been applied: count anew, from the records that come again."""
         self._counts.clear()
-
-    def _field(self, record: Record) -> str:
-        place = (record.topic, record.partition)
-        known = self._fields.get(place)
-        if known is None:
-            known = self._fields[place] = row_field(*place)
-        return known
+        self._mass.clear()
 
     def _with_header(self, record: Record, field: str, header: RecordHeader) -> Planned:
         if record.value is None:
@@ -126,13 +123,18 @@ class Intake:
             invalidations = self._planner.plan_unreadable(table, header, record.key, str(error))
         else:
             if envelope.table == table:
-                invalidations = self._planner.plan(envelope, header, record.key)
+                invalidations = self._planner.plan(table, envelope, header, record.key)
             else:
                 fault = f"a record of another table in the topic of {table}"
                 invalidations = self._planner.plan_unreadable(table, header, None, fault)
+        if not invalidations:
+            return Planned(record, field, header)
         invalidations = self._counted(invalidations)
-        doubts = [_doubt(i) for i in invalidations if i.cause is not Cause.CHANGE]
-        return Planned(record, field, header, invalidations, (), doubts)
+        for invalidation in invalidations:
+            if invalidation.cause is not Cause.CHANGE:
+                doubts = [_doubt(i) for i in invalidations if i.cause is not Cause.CHANGE]
+                return Planned(record, field, header, invalidations, (), doubts)
+        return Planned(record, field, header, invalidations)
 
     def _without_header(self, record: Record, field: str, doubt: Doubt) -> Planned:
         """Nothing tells which transaction it was, so its views close."""
@@ -150,19 +152,27 @@ class Intake:
 
     def _counted(self, invalidations: list[Invalidation]) -> list[Invalidation]:
         """Past the limit a transaction raises the view once; what it changes there later is covered by that."""
+        counts, limit = self._counts, self._mass_keys
+        over = False
+        for invalidation in invalidations:
+            place = (invalidation.view, invalidation.stamps[0])
+            count = counts[place] = counts.get(place, 0) + 1
+            over = over or count > limit
+        if len(counts) > TRANSACTIONS_COUNTED_MAX:  # one that is counted anew unlinks, or raises, more than it must
+            self._counts = dict(list(counts.items())[TRANSACTIONS_COUNTED_MAX // 2 :])
+            self._mass = dict(list(self._mass.items())[-TRANSACTIONS_COUNTED_MAX // 2 :])
+        return self._raised(invalidations) if over else invalidations
+
+    def _raised(self, invalidations: list[Invalidation]) -> list[Invalidation]:
+        """What is left of one record's invalidations where a transaction is past the limit of their views."""
         kept: list[Invalidation] = []
         for invalidation in invalidations:
-            if invalidation.key is None:
-                kept.append(invalidation)
-                continue
             place = (invalidation.view, invalidation.stamps[0])
-            count = self._counts[place] = self._counts.get(place, 0) + 1
-            if count <= self._mass_keys:
+            if invalidation.key is None or self._counts.get(place, 0) <= self._mass_keys:
                 kept.append(invalidation)
-            elif count == self._mass_keys + 1:
+            elif place not in self._mass:
+                self._mass[place] = None
                 kept.append(msgspec.structs.replace(invalidation, key=None, value=None, cause=Cause.MASS_CHANGE))
-        while len(self._counts) > TRANSACTIONS_COUNTED_MAX:
-            del self._counts[next(iter(self._counts))]
         return kept
 
 

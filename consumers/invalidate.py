@@ -7,6 +7,7 @@ worker moves. Several workers may share a region: Kafka's group splits the parti
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import deque
@@ -39,8 +40,13 @@ from invalidator.views import Views
 
 log = structlog.get_logger()
 
-PENDING_HEARTBEATS_MAX = 256
-HEARTBEATS_KEPT = 64
+PENDING_HEARTBEATS_MAX = 32
+"""Control records are not read further ahead of the data than so many heartbeats."""
+
+HEARTBEATS_KEPT = 2 * PENDING_HEARTBEATS_MAX
+"""Those that are behind the data let fences shrink, also while a backlog is worked off."""
+
+GC_THRESHOLDS = (50_000, 20, 20)
 BACKOFF_SECONDS_MIN = 0.05
 BACKOFF_SECONDS_MAX = 2.0
 
@@ -48,12 +54,20 @@ BACKOFF_SECONDS_MAX = 2.0
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What bounds a worker. `script_keys`: entries that one script may touch."""
 
-    batch_records: int = 500
+    batch_records: int = 1_000
     script_keys: int = 250
     mass_change_keys: int = 10_000
     topic_check_seconds: float = 10.0
     fetch_timeout_seconds: float = 0.1
     control_timeout_seconds: float = 10.0
+
+
+class _Waiting(msgspec.Struct, frozen=True):
+    """A heartbeat that has not passed: which of our tables it does not list, and the barrier of each row."""
+
+    beat: Heartbeat
+    missing: frozenset[str]
+    barriers: tuple[tuple[Partition, str, int], ...]
 
 
 class _Moved(Exception):
@@ -109,8 +123,8 @@ class Worker:
         self._gap = ""
         self._epoch = "00000000"
         self._beats: deque[Beat] = deque(maxlen=HEARTBEATS_KEPT)
-        self._pending: deque[Heartbeat] = deque()
-        self._uncaptured: set[str] = set()
+        self._pending: deque[_Waiting] = deque()
+        self._uncaptured: frozenset[str] = frozenset()
         self._lost = True  # believes nothing yet
         self._under_way: list[tuple[int, Slice, Submitted]] = []
         self._passed_at: float | None = None
@@ -137,7 +151,6 @@ class Worker:
             if self._lost or self._data.owned() != self._owned:
                 self._find_rows()
             self._hear_waiting()
-            self._pass()
             self._check_topics()
             records = self._data.fetch(self._limits.batch_records, self._limits.fetch_timeout_seconds)
             if self._data.owned() != self._owned:
@@ -227,10 +240,10 @@ class Worker:
             part.add(planned)
             if planned.closings or planned.doubts:
                 self._report(planned)
-            if part.weight >= self._limits.script_keys:
+            if part.keys >= self._limits.script_keys:
                 self._submit(part)
                 part = self._new_slice()
-        if part.weight:
+        if part.records:
             self._submit(part)
 
     def _new_slice(self) -> Slice:
@@ -304,8 +317,9 @@ class Worker:
     # -- control records ---------------------------------------------------------------------------------------------
 
     def _hear_waiting(self) -> None:
-        if len(self._pending) < PENDING_HEARTBEATS_MAX:
-            for record in self._control.fetch(self._limits.batch_records, 0.0):
+        room = PENDING_HEARTBEATS_MAX - len(self._pending)
+        if room > 0:
+            for record in self._control.fetch(room, 0.0):
                 self._hear(record)
 
     def _hear_everything(self) -> None:
@@ -350,7 +364,7 @@ class Worker:
             self._beats.append(Beat(control.position, control.seen.text))
             if not self._owned:
                 self._passed_at = time.monotonic()
-            self._pending.append(control)
+            self._pending.append(self._waiting(control))
 
     def _begin_epoch(self, epoch: str, reason: str) -> None:
         if epoch <= self._epoch:
@@ -428,42 +442,41 @@ class Worker:
         if reached is None:
             return
         self._settle()
-        barriers = self._barriers(reached)
         self._passed_at = time.monotonic()
+        beat = reached.beat
+        request = Pass(
+            position=beat.position,
+            stamp=stamp_text(beat.stamp),
+            time_ms=beat.time_ms,
+            barriers=tuple((name, barrier) for _, name, barrier in reached.barriers),
+        )
         for shard in self._shards:
-            passed = self._region.pass_heartbeat(
-                shard,
-                Pass(
-                    position=reached.position,
-                    stamp=stamp_text(reached.stamp),
-                    time_ms=reached.time_ms,
-                    barriers=tuple((row_field(*p), barrier) for p, barrier in barriers),
-                ),
-            )
+            passed = self._region.pass_heartbeat(shard, request)
             if passed.outcome is Outcome.COLD:
                 self._move(passed.outcome)
             self._restored(passed.restored)
             if passed.outcome is Outcome.APPLIED:  # else another worker's rows are behind: it will tell
-                self._metrics.watermark_ms.set(reached.time_ms)
+                self._metrics.watermark_ms.set(beat.time_ms)
             if passed.opened:
                 log.info("scopes_opened", region=self._region.name, shard=shard, scopes=passed.opened)
             if self._closed.get(shard):
                 self._show_scopes(shard)
-        self._data.commit({p: self._smallest(row_field(*p)) for p, _ in barriers if p in self._owned})
+        self._data.commit({p: self._smallest(name) for p, name, _ in reached.barriers if p in self._owned})
 
-    def _barriers(self, beat: Heartbeat) -> list[tuple[Partition, int]]:
-        return [
-            ((topic, partition), barrier)
+    def _waiting(self, beat: Heartbeat) -> _Waiting:
+        barriers = tuple(
+            ((topic, partition), row_field(topic, partition), barrier)
             for topic in self._tables
             for partition, barrier in enumerate(beat.barriers.get(topic, []))
-        ]
+        )
+        return _Waiting(beat, frozenset(self._tables.keys() - beat.barriers.keys()), barriers)
 
-    def _is_incomplete(self, beat: Heartbeat) -> bool:
+    def _is_incomplete(self, waiting: _Waiting) -> bool:
         """Whether a table of our views was not captured when the heartbeat was published.
 
         Its changes are lost until it is, and three heartbeats must follow that: its views close at both ends.
         """
-        missing = {topic for topic in self._tables if topic not in beat.barriers}
+        missing = waiting.missing
         for topic in sorted(missing ^ self._uncaptured):
             state = "is not captured: add it to the publication" if topic in missing else "is captured from now on"
             self._close_views_of(self._tables[topic], state)
@@ -478,9 +491,9 @@ class Worker:
             self._region.close(shard, Close(closings=tuple(Closing(view_scope(view), offset) for view in views)))
             self._show_scopes(shard)
 
-    def _reached(self, beat: Heartbeat) -> bool:
+    def _reached(self, waiting: _Waiting) -> bool:
         """Whether every row of ours is at or after its barrier."""
-        return all(self._smallest(row_field(*p)) >= barrier for p, barrier in self._barriers(beat) if p in self._owned)
+        return all(self._smallest(name) >= barrier for p, name, barrier in waiting.barriers if p in self._owned)
 
     # -- what is closed ----------------------------------------------------------------------------------------------
 
@@ -526,6 +539,9 @@ def run(settings: Settings, region: str, stop: threading.Event) -> None:
                 mass_change_keys=settings.worker.mass_change_keys,
             ),
         )
+        # What lives long is set apart from the collector, and what lives short has no cycles: collections find nothing.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         pulse = Pulse(stalled_after_seconds=settings.worker.stalled_after_seconds)
         resources.enter_context(
             serve_http(

@@ -164,7 +164,7 @@ class CaptureSettings(Section):
 class WorkerSettings(Section):
     """Limits of `staleproof invalidate`. A batch of 250 keys holds Redis for about a millisecond."""
 
-    batch_records: Annotated[int, Field(ge=1, le=10_000)] = 500
+    batch_records: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     script_keys: Annotated[int, Field(ge=1, le=2_000)] = 250
     mass_change_keys: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     queued_kilobytes: Annotated[int, Field(ge=256, le=1_000_000)] = 16_384

@@ -60,7 +60,9 @@ views: views.yaml                      # what is cached, and which tables it com
 #   http_port: 9101                    # /metrics, /live, /ready; 0 = a free port, see the log
 # worker:                              # limits of `staleproof invalidate`
 #   http_port: 9102
-#   batch_records: 500
+#   batch_records: 1000                # fetched at a time
+#   script_keys: 250                   # keys of one script: about a millisecond of Redis
+#   mass_change_keys: 10000            # one transaction that changes more of a view raises the whole view
 """
 _VIEWS = """\
 # staleproof: views. Each describes one kind of cached object: its key, and the tables whose changes reach it.

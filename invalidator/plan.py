@@ -59,14 +59,17 @@ class Planner:
             table: [_CompiledRule(view, rule) for view, rule in rules] for table, rules in views.by_table.items()
         }
 
-    def plan(self, envelope: Envelope, header: RecordHeader, key: bytes | None) -> list[Invalidation]:
-        """The invalidations of one change; none when no view cares. Raises nothing: doubt names the whole view."""
+    def plan(self, table: str, envelope: Envelope, header: RecordHeader, key: bytes | None) -> list[Invalidation]:
+        """The invalidations of one change of `table`; none when no view cares.
+
+        Raises nothing: doubt names the whole view.
+        """
         planned: list[Invalidation] = []
-        for rule in self._by_table.get(envelope.table, ()):
+        for rule in self._by_table.get(table, ()):
             try:
                 planned += rule.plan(envelope, header, key)
             except BadRecord as error:
-                planned.append(_whole(rule.view, header, Cause.UNDECODABLE, f"{envelope.table}: {error}"))
+                planned.append(_whole(rule.view, header, Cause.UNDECODABLE, f"{table}: {error}"))
         return planned
 
     def plan_unreadable(self, table: str, header: RecordHeader, key: bytes | None, fault: str) -> list[Invalidation]:
@@ -82,19 +85,23 @@ class Planner:
         return {rule.view.name for rule in self._by_table.get(table, ())}
 
 
-def coalesce(planned: Iterable[Invalidation]) -> dict[tuple[str, str | None], Invalidation]:
-    """One per key: the newest value, and the union of all stamps."""
-    newest: dict[tuple[str, str | None], Invalidation] = {}
+Changes: TypeAlias = dict[tuple[str, str | None], Invalidation]
+"""One invalidation for each view and key."""
+
+
+def coalesce(planned: Iterable[Invalidation], changes: Changes) -> None:
+    """Add to `changes`: per key the newest value, and the union of all stamps."""
     for invalidation in planned:
         place = (invalidation.view, invalidation.key)
-        known = newest.get(place)
+        known = changes.get(place)
         if known is None:
-            newest[place] = invalidation
+            changes[place] = invalidation
             continue
         last = invalidation if invalidation.position >= known.position else known
-        stamps = tuple(sorted({*known.stamps, *invalidation.stamps}))
-        newest[place] = msgspec.structs.replace(last, stamps=stamps)
-    return newest
+        if known.stamps == invalidation.stamps:
+            changes[place] = last
+        else:
+            changes[place] = msgspec.structs.replace(last, stamps=tuple(sorted({*known.stamps, *invalidation.stamps})))
 
 
 class _CompiledRule:

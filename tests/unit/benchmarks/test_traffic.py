@@ -174,7 +174,8 @@ def test_every_event_can_be_planned_and_the_same_keys_change_again_and_again(dat
     for record in data:
         if record.value is not None:
             header = decode_header(record.header)
-            planned = planner.plan(decode_value(record.value), header, record.key)
+            envelope = decode_value(record.value)
+            planned = planner.plan(envelope.table, envelope, header, record.key)
             assert all(invalidation.key is not None and not invalidation.fault for invalidation in planned)
             keys += [invalidation.key for invalidation in planned]
     assert len(set(keys)) < len(keys) / 2

@@ -55,7 +55,7 @@ def test_a_closed_scope_comes_back(generation: str, digest: str, closed_at: str,
     assert Scope.parse(scope.text) == scope
 
 
-@given(st.integers(0, 2**63), positions, hexadecimal, st.integers(0, 2**32 - 1), st.integers(0, 2**63))
+@given(st.integers(0, 2**63), positions, hexadecimal, st.integers(-1, 2**31 - 1), st.integers(0, 2**63))
 def test_a_row_comes_back(offset: int, position: str, stamp: str, leader: int, sequence: int) -> None:
     row = Row(next_offset=offset, position=position, stamp=stamp, leader_epoch=leader, sequence=sequence)
     assert Row.parse(row.text) == row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cdc.envelope import RecordHeader, decode_value
-from invalidator.plan import Invalidation, Planner, coalesce
+from invalidator.plan import Changes, Invalidation, Planner, coalesce
 from invalidator.views import load_views
 
 VIEWS = load_views(
@@ -42,7 +42,8 @@ def plan(table: str, op: str, before: dict | None, after: dict | None, key: dict
     source = {"name": "shop", "schema": schema, "table": name, "ts_ms": 7}
     event = {"op": op, "before": before, "after": after, "source": source, "ts_ms": 8}
     encoded_key = None if key is None else msgspec.json.encode(key)
-    return Planner(VIEWS).plan(decode_value(msgspec.json.encode(event)), HEADER, encoded_key)
+    envelope = decode_value(msgspec.json.encode(event))
+    return Planner(VIEWS).plan(envelope.table, envelope, HEADER, encoded_key)
 
 
 def keys(planned: list[Invalidation]) -> list[str | None]:
@@ -137,14 +138,20 @@ def invalidation(position: int, stamp: int, value: bytes | None) -> Invalidation
     return Invalidation("contact", "contact:1", f"{position:032x}", (f"{stamp:016x}",), value)
 
 
+def coalesced(planned: list[Invalidation]) -> Changes:
+    changes: Changes = {}
+    coalesce(planned, changes)
+    return changes
+
+
 def test_coalescing_keeps_the_newest_value_and_all_stamps() -> None:
     planned = [invalidation(1, 9, b"old"), invalidation(3, 7, b"new"), invalidation(2, 8, b"middle")]
-    ((place, one),) = coalesce(planned).items()
+    ((place, one),) = coalesced(planned).items()
     assert place == ("contact", "contact:1")
     assert (one.value, one.position) == (b"new", f"{3:032x}")
     assert one.stamps == tuple(f"{s:016x}" for s in (7, 8, 9))
 
 
 def test_a_delete_after_a_refresh_leaves_no_value() -> None:
-    (one,) = coalesce([invalidation(1, 1, b"old"), invalidation(2, 2, None)]).values()
+    (one,) = coalesced([invalidation(1, 1, b"old"), invalidation(2, 2, None)]).values()
     assert one.value is None
