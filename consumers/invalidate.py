@@ -233,7 +233,10 @@ class Worker:
         part = self._new_slice()
         for record in records:
             planned = self._intake.plan(record)
-            if planned is None:
+            if planned is None:  # what comes before it, and what the control topic tells, move the bounds on
+                if part.records:
+                    self._submit(part)
+                    part = self._new_slice()
                 self._hear_everything()
                 planned = self._intake.plan(record, told_all=True)
                 assert planned is not None
