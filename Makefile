@@ -40,7 +40,7 @@ test: setup check  ## Everything: check, then property and integration tests on 
 	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/mutants $(ARGS)
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
-	@$(PYTEST) -q tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 tests/mutants $(ARGS)
 
 bench: setup  ## One benchmark, JSON on the last line: NAME=worker ARGS="--events 200000"; NAME=x lists them
 	@$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
