@@ -2,8 +2,8 @@
 
 | exit code | means |
 |---|---|
-| 0 | done; `check`: nothing failed |
-| 1 | `check`: something failed; `fence`: declined; a server is away, or another error that a person must mend |
+| 0 | done; `check`: nothing failed; `selfcheck`: no doubts |
+| 1 | `check`: something failed; `selfcheck`: doubts; `fence`: declined; a server is away, or an error for a person |
 | 2 | a setting, a view, an option or a precondition is wrong |
 | 3 | changes may have been lost |
 | 70 | a fault of staleproof itself |
@@ -133,6 +133,27 @@ def fence(
         agreed = command.run(settings, aim, confirm=(lambda _: True) if yes else _confirmed, as_json=as_json)
     if not agreed:
         typer.echo("staleproof: nothing was ordered", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def selfcheck(
+    region: Annotated[str, typer.Option("--region", help="The region of the settings to ask.")],
+    max_age_seconds: Annotated[
+        float, typer.Option("--max-age-seconds", min=0.0, help="An older watermark is a reason for doubt.")
+    ] = 10.0,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Ask a region's Redis about its guard: what is open, how far it is, and whether it can be relied on."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        check_region(settings, region)
+        from consumers import selfcheck as command  # noqa: PLC0415
+
+        good = command.run(settings, region, max_age_seconds=max_age_seconds, as_json=as_json)
+    if not good:
         raise typer.Exit(1)
 
 
