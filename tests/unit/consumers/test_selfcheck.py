@@ -64,7 +64,7 @@ def test_plain_lines_name_every_scope_and_row_and_end_with_the_verdict():
         "shard 1  header: not there",
         "region eu: 1 of 2 shards, 3 fences in use, 0 of 3 scopes closed, 1 rows",
         "doubt: shard 1: the shard is not there: a running worker makes it, closed until heartbeats prove it",
-        "1 doubts",
+        "in doubt",
     ]
 
 
