@@ -2,8 +2,8 @@
 
 | exit code | means |
 |---|---|
-| 0 | done; `check`: nothing failed |
-| 1 | `check`: something failed; a server is away, or another error that a person must mend |
+| 0 | done; `check`: nothing failed; `selfcheck`: no doubts |
+| 1 | `check`: something failed; `selfcheck`: doubts; `fence`: declined; a server is away, or an error for a person |
 | 2 | a setting, a view, an option or a precondition is wrong |
 | 3 | changes may have been lost |
 | 70 | a fault of staleproof itself |
@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import typer
 from cdc.errors import ConfigError, GapError, StaleproofError
 from consumers.service import configure_logging, stopped_by_signals
 from consumers.settings import Settings, load_settings
+from invalidator.document import nearest
 
 INTERNAL_FAULT = 70
 
@@ -104,6 +106,57 @@ def invalidate(
             command.run(settings, region, stop)
 
 
+@app.command()
+def fence(
+    view: Annotated[str | None, typer.Option("--view", help="Close this view.", show_default=False)] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Remove only this key of the view.", show_default=False)
+    ] = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="Only there. [default: every region]", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every view; instead of --view.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="For the workers' logs.")] = "fence command",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was ordered as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Order every worker to forget a key, a view or everything, through the control topic."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        if region is not None:
+            check_region(settings, region)
+        from consumers import fence as command  # noqa: PLC0415
+
+        aim = command.Aim(view=view, key=key, region=region, everything=everything, reason=reason)
+        agreed = command.run(settings, aim, confirm=(lambda _: True) if yes else _confirmed, as_json=as_json)
+    if not agreed:
+        typer.echo("staleproof: nothing was ordered", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def selfcheck(
+    region: Annotated[str, typer.Option("--region", help="The region of the settings to ask.")],
+    max_age_seconds: Annotated[
+        float, typer.Option("--max-age-seconds", min=0.0, help="An older watermark is a reason for doubt.")
+    ] = 10.0,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Ask a region's Redis about its guard: what is open, how far it is, and whether it can be relied on."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        check_region(settings, region)
+        from consumers import selfcheck as command  # noqa: PLC0415
+
+        good = command.run(settings, region, max_age_seconds=max_age_seconds, as_json=as_json)
+    if not good:
+        raise typer.Exit(1)
+
+
 @app.command("version")
 def show_version() -> None:
     """Print the version."""
@@ -114,10 +167,23 @@ def show_version() -> None:
 
 
 def check_region(settings: Settings, region: str) -> None:
-    """Raises ConfigError, naming the known regions, for one that the settings do not have."""
+    """Raises ConfigError, naming the nearest region or all of them, for one that the settings do not have."""
     if region not in settings.regions:
-        known = ", ".join(settings.regions)
-        raise ConfigError(f"there is no region {region!r} in the settings: use one of {known}, or add it there")
+        raise ConfigError(f"there is no region {region!r} in the settings; {nearest(region, settings.regions)}")
+
+
+def _confirmed(question: str) -> bool:
+    """Whether the person at the terminal agrees. Raises ConfigError where nobody sits at one."""
+    if not _at_terminal():
+        raise ConfigError("not confirmed, and no terminal to ask on: add --yes")
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # ^C or ^D at the question
+        return False
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def exit_code(error: Exception) -> int:

@@ -59,11 +59,9 @@ class Admin:
 
     def ensure(self, topics: Sequence[Topic]) -> None:
         """Make the topics that are missing. Raises ConfigError when one cannot be as it must."""
-        with self._failures("cannot list topics"):
-            existing = set(self._client.list_topics())
-        missing = [topic for topic in topics if topic.name not in existing]
+        missing = self.missing([topic.name for topic in topics])
         if missing:
-            self._create(missing)
+            self._create([topic for topic in topics if topic.name in missing])
         known = self._described([topic.name for topic in topics])
         for topic in topics:
             found = len(known[topic.name]["partitions"])
@@ -72,6 +70,12 @@ class Admin:
                     f"topic {topic.name} has {found} partitions and must have {topic.partitions}:"
                     " delete it, or choose another source.name"
                 )
+
+    def missing(self, topics: Sequence[str]) -> list[str]:
+        """Those topics that are not there."""
+        with self._failures("cannot list topics"):
+            existing = set(self._client.list_topics())
+        return [name for name in topics if name not in existing]
 
     def extents(self, topics: Sequence[str]) -> dict[str, list[Extent]]:
         """What each partition holds now; list index = partition."""

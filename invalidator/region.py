@@ -123,6 +123,10 @@ class Region:
         pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
         return {name.decode(): value.decode() for name, value in pairs}
 
+    def fence_count(self, shard: int) -> int:
+        """How many fences the shard keeps, the one for all other stripes included; 0 when the hash is gone."""
+        return int(self._call("HLEN", self.layout.fences_key(shard)))
+
     def apply(self, shard: int, batch: Batch) -> Applied:
         """Apply one batch atomically. Safe to repeat: rows are compared first."""
         return self.submit(shard, batch).applied()

@@ -27,7 +27,7 @@ from enum import StrEnum
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cdc.errors import BadRecord
 from invalidator.document import Document, YamlPath, nearest, parse_document
@@ -52,6 +52,8 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TABLE_NAME = re.compile(r'[^\s."{}]{1,63}\.[^\s."{}]{1,63}')
+_PART = "([A-Za-z0-9_.@+%~-]{0,200})"
+_HASHED = re.compile(r"~[0-9a-f]{64}")
 _SEGMENT = re.compile(f"([{re.escape(SEPARATORS)}])")
 
 
@@ -85,6 +87,25 @@ class KeyTemplate:
         for value, literal in zip(values, self.literals[1:], strict=True):
             key += encode_part(value) + literal
         return key
+
+
+def can_render(template: KeyTemplate, key: str) -> bool:
+    """Whether some parts render exactly `key`. A hash is taken as it is: of which text it is cannot be told.
+
+    Between two separators stands at most one field, so there is only one way to cut a key into parts.
+    """
+    pattern = re.escape(template.literals[0]) + "".join(_PART + re.escape(literal) for literal in template.literals[1:])
+    found = re.fullmatch(pattern, key)
+    return found is not None and all(map(_is_part, found.groups()))
+
+
+def _is_part(part: str) -> bool:
+    if _HASHED.fullmatch(part):
+        return True
+    try:
+        return encode_part(unquote_to_bytes(part).decode("utf-8", "surrogatepass")) == part
+    except UnicodeDecodeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement, product
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from invalidator.views import KeyTemplate, can_share_a_key, encode_part, parse_template
+from invalidator.views import KeyTemplate, can_render, can_share_a_key, encode_part, parse_template
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=80)  # with lone surrogates, NUL and controls
 NEAR_TEXT = st.text(st.sampled_from("%~:/{}a3A{\ud800é"), max_size=6)
@@ -92,3 +92,34 @@ def test_keys_are_printable_and_bounded(template, data):
     assert key.isprintable()
     assert not set(key) & set("{} \\\"'")
     assert len(key) <= len(template.text) + 200 * len(template.fields)
+
+
+@given(st.data(), templates())
+def test_every_rendered_key_is_one_that_its_template_can_render(data, template):
+    assert can_render(template, template.render(data.draw(st.tuples(*[PARTS] * len(template.fields)))))
+
+
+@given(st.data(), templates(), templates())
+def test_no_template_can_render_the_key_of_one_that_shares_none_with_it(data, ours, theirs):
+    assume(not can_share_a_key(ours, theirs))
+    assert not can_render(ours, theirs.render(data.draw(st.tuples(*[NEAR_TEXT] * len(theirs.fields)))))
+
+
+def test_the_keys_that_can_be_rendered_are_exactly_those_that_some_text_renders():
+    """Every part of up to 4 characters: so short a one stands for plain characters, or one escape and one of those."""
+    template = parse_template("b{x}b:c")
+    plain, escaped = "a25AF", '"%*/RUZ_~'
+    texts = ["".join(t) for n in range(5) for t in product(plain, repeat=n)]
+    texts += ["".join(t) for n in range(3) for t in product(plain + escaped, repeat=n)]
+    rendered = {template.render((text,)) for text in texts}
+    for part in ("".join(t) for n in range(5) for t in product(plain + "%~", repeat=n)):
+        assert can_render(template, f"b{part}b:c") == (f"b{part}b:c" in rendered), part
+
+
+@given(NEAR_TEXT)
+def test_a_key_with_another_word_or_a_longer_part_cannot_be_rendered(text):
+    template = parse_template("contact:{id}")
+    key = template.render((text,))
+    assert not can_render(template, key.replace("contact", "contacts"))
+    assert not can_render(template, key + ":")
+    assert not can_render(template, key + "x" * 201)

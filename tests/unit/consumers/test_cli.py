@@ -65,9 +65,7 @@ def test_invalidate_gets_its_region(config, worker):
 def test_an_unknown_region_names_the_known_ones(config, worker):
     result = invoke("invalidate", "--region", "ue", "--config", config)
     assert result.exit_code == 2
-    assert result.stderr == (
-        "staleproof: there is no region 'ue' in the settings: use one of eu, us, or add it there\n"
-    )
+    assert result.stderr == "staleproof: there is no region 'ue' in the settings; known here: eu, us\n"
     assert worker.calls == []
 
 
