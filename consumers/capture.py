@@ -180,7 +180,15 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
             acked_lsn=start_lsn,
             rebuilt_at=rebuilt_at,
         )
-        _announce(producer, settings, memory, identity, reason or "first start")
+        record = EpochStarted(
+            source=source.name,
+            history=identity.history,
+            epoch=memory.epoch,
+            reason=reason or "first start",
+            lsn=start_lsn,
+            stamp=questions.newest_xid(),
+        )
+        _announce(producer, settings, memory, record)
 
     heartbeats = HeartbeatWriter(source, secrets.token_hex(8))
     resources.callback(heartbeats.stop)
@@ -275,10 +283,9 @@ def _newest_epoch(settings: Settings, admin: Admin) -> int:
     return record.epoch if isinstance(record, EpochStarted) else Position.parse(record.position).epoch
 
 
-def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identity: Identity, reason: str) -> None:
+def _announce(producer: Producer, settings: Settings, memory: SlotMemory, record: EpochStarted) -> None:
     """Tell everybody that a new epoch begins, then remember it."""
     source = settings.source
-    record = EpochStarted(source=source.name, history=identity.history, epoch=memory.epoch, reason=reason)
     key = source.name.encode()
     for topic, value in (
         (source.control_topic, encode_control(record)),
@@ -288,7 +295,7 @@ def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identi
         if producer.flush(settings.kafka.request_timeout_seconds):
             raise TransientError(f"Kafka did not acknowledge the start of epoch {memory.epoch} in time")
     telemetry.CAPTURE_EPOCHS.inc()
-    log.warning("epoch_started", epoch=memory.epoch, history=identity.history, reason=reason)
+    log.warning("epoch_started", epoch=record.epoch, history=record.history, reason=record.reason)
 
 
 class _Transaction:
