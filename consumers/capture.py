@@ -5,6 +5,7 @@ Three orders are kept, each closing a way to lose a change:
 1. EpochStarted is in the control topic before the state that knows the epoch, and both before any of its records.
 2. The state topic knows an acknowledged position before the slot does. A slot ahead of it was moved by somebody else.
 3. A heartbeat is published when Kafka has every record before it, and the next one committed only after that.
+4. A table's changed definition is remembered after Kafka acknowledged the raise that it caused.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import structlog
 
 from cdc.connectors.assembler import Assembler
 from cdc.connectors.base import ChangeStream, Progress, SourceMessage, StreamItem
-from cdc.connectors.postgres import HEARTBEAT_PREFIX, Identity, PostgresSource, PostgresStream, Slot
-from cdc.control import EpochStarted, Heartbeat, decode_control, encode_control
+from cdc.connectors.postgres import HEARTBEAT_PREFIX, Fingerprint, Identity, PostgresSource, PostgresStream, Slot
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
 from cdc.envelope import EnvelopeWriter, encode_header, encode_key
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import ChangeEvent, Offset, Op, Position, lsn_text
 from consumers import telemetry
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
+from consumers.schema_watch import Fingerprints, SchemaWatch, altered
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings, SourceSettings
 
@@ -50,6 +52,7 @@ class SlotMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What the state topic remembers of a source: which history its slot followed, and how far.
 
     LSNs as numbers. `rebuilt_at` are the times (seconds since 1970) of the newest slots made in place of lost ones.
+    `tables` are the definitions that every reader of the control topic knows; None: written by a release without them.
     """
 
     v: int = STATE_VERSION
@@ -60,6 +63,7 @@ class SlotMemory(msgspec.Struct, frozen=True, kw_only=True):
     slot_lsn: int
     acked_lsn: int
     rebuilt_at: list[int] = []
+    tables: dict[str, Fingerprint] | None = None
 
 
 def decode_memory(value: bytes) -> SlotMemory:
@@ -179,6 +183,7 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
             slot_lsn=start_lsn,
             acked_lsn=start_lsn,
             rebuilt_at=rebuilt_at,
+            tables=questions.fingerprints(source.publication),  # older entries die of the epoch, whatever DDL there was
         )
         record = EpochStarted(
             source=source.name,
@@ -192,6 +197,8 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
 
     heartbeats = HeartbeatWriter(source, secrets.token_hex(8))
     resources.callback(heartbeats.stop)
+    watch = SchemaWatch(source)
+    resources.callback(watch.stop)
     capture = Capture(
         settings=settings,
         stop=stop,
@@ -199,6 +206,7 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
         producer=producer,
         admin=admin,
         heartbeats=heartbeats,
+        watch=watch,
         identity=identity,
         memory=memory,
     )
@@ -386,6 +394,7 @@ class Capture:
         producer: Producer,
         admin: Admin,
         heartbeats: HeartbeatWriter,
+        watch: SchemaWatch,
         identity: Identity,
         memory: SlotMemory,
     ) -> None:
@@ -413,6 +422,10 @@ class Capture:
         self._beat_due = 0.0
         self._published_at: float | None = None
 
+        self._watch = watch
+        self._withdrawn: frozenset[str] = frozenset()
+        self._raising: tuple[Batch, Fingerprints] | None = None
+
     def add_tables(self, tables: Sequence[str]) -> None:
         """Prepare the topics of tables whose changes may come: extents and the sequences to go on from."""
         names = {self._source.topic(table): table for table in tables}
@@ -434,6 +447,8 @@ class Capture:
             self._take(item)
         self._producer.poll(0)
         self._advance()
+        self._settle_ddl()
+        self._look()
         self._remember()
         self._beat()
         telemetry.CAPTURE_INFLIGHT.set(len(self._producer))
@@ -464,11 +479,14 @@ class Capture:
             self._send(outlet, partition, event, key, None)
 
     def _new_outlet(self, table: str) -> _Outlet:
-        """A table that was added to the publication while we run."""
-        _ensure_topics(self._admin, self._settings, [table])
-        self.add_tables([table])
-        log.info("table_added", table=table)
+        """A table that was added to the publication while we run, and changed before the watch saw it."""
+        self._add_published([table])
         return self._outlets[table]
+
+    def _add_published(self, tables: Sequence[str]) -> None:
+        _ensure_topics(self._admin, self._settings, tables)
+        self.add_tables(tables)
+        log.info("tables_added", tables=tables)
 
     def _send(
         self, outlet: _Outlet, partition: int, event: ChangeEvent, key: bytes | None, value: bytes | None
@@ -542,7 +560,11 @@ class Capture:
             stamp=beat.stamp,
             snapshot=beat.snapshot,
             time_ms=beat.time_ms,
-            barriers={outlet.topic: list(ends[outlet.topic]) for outlet in self._outlets.values()},
+            barriers={
+                outlet.topic: list(ends[outlet.topic])
+                for table, outlet in self._outlets.items()
+                if table not in self._withdrawn
+            },
         )
         self._publishing = self._producer.batch()
         value, key = encode_control(record), self._source.name.encode()
@@ -569,6 +591,46 @@ class Capture:
             self._beat_due = max(now, self._beat_due + self._source.heartbeat_interval_ms / 1000)
             self._heartbeats.commit(self._beat_number)
 
+    # -- aside: what DDL changed
+
+    def _look(self) -> None:
+        """Take what the watch saw: who is captured from now on, and whose views must close."""
+        if self._raising is not None:
+            return
+        seen = self._watch.newest()
+        if seen is None:
+            return
+        if added := sorted(seen.keys() - self._outlets.keys()):
+            self._add_published(added)
+        # Records of a table that was taken out still come while the log lags, but no heartbeat vouches for it.
+        self._withdrawn = frozenset(self._outlets.keys() - seen.keys())
+        self._raising = (self._producer.batch(), seen)
+        for table, reason in altered(self._memory.tables, seen).items():
+            self._raise(self._raising[0], table, reason)
+        self._settle_ddl()
+
+    def _raise(self, batch: Batch, table: str, reason: str) -> None:
+        order = Raise(
+            source=self._source.name,
+            position=Position(self._memory.epoch, self._done_mark, 0).text,
+            region=None,
+            view=None,
+            reason=f"ddl: {table}: {reason}",
+            table=table,
+        )
+        value, key = encode_control(order), self._source.name.encode()
+        self._queue(batch, self._source.control_topic, 0, key=key, value=value, header=None)
+        telemetry.CAPTURE_DDL.labels(table).inc()
+        log.error("alarm", kind="ddl", table=table, reason=reason)
+
+    def _settle_ddl(self) -> None:
+        """Let the next state record know the definitions that were raised, once Kafka has the raises."""
+        if self._raising is not None and self._raising[0].pending == 0:
+            self._memory = msgspec.structs.replace(self._memory, tables=dict(self._raising[1]))
+            self._raising = None
+
+    # -- back: what the source may forget
+
     def _remember(self) -> None:
         """Write the acknowledged position to the state topic, then, once it is there, to the slot."""
         if self._remembering is not None:
@@ -593,10 +655,12 @@ class Capture:
     def _finish(self) -> None:
         """Wait, not for long, for what is under way; then tell the slot. The rest is sent again next time."""
         self._heartbeats.stop()
+        self._watch.stop()
         self._outstanding = None
         deadline = time.monotonic() + _DRAIN_SECONDS
         self._drain(deadline)
         self._advance()
+        self._settle_ddl()
         self._remember_due = 0.0
         self._remember()
         self._drain(deadline)

@@ -135,6 +135,18 @@ class Beats:
         pass
 
 
+class Watch:
+    def __init__(self):
+        self.seen = None
+
+    def newest(self):
+        seen, self.seen = self.seen, None
+        return seen
+
+    def stop(self):
+        pass
+
+
 class Topics:
     def extents(self, topics):
         return {topic: [Extent(0, 0), Extent(0, 0)] for topic in topics}
@@ -144,7 +156,7 @@ class Topics:
 
 
 class World:
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, memory=MEMORY):
         monkeypatch.setattr(capture, "read_sequences", lambda _, extents: {t: [0] * len(e) for t, e in extents.items()})
         monkeypatch.setattr(capture.time, "monotonic", lambda: self.now)
         source = {"name": "shop", "dsn": "x", "heartbeat_interval_ms": 250, "status_interval_ms": 1000}
@@ -152,7 +164,7 @@ class World:
             {"source": source, "kafka": {"bootstrap_servers": "x"}, "regions": {"eu": {"url": "redis://x"}}}
         )
         self.now, self.stop = 100.0, threading.Event()
-        self.stream, self.kafka, self.beats = Stream(), Kafka(), Beats()
+        self.stream, self.kafka, self.beats, self.watch = Stream(), Kafka(), Beats(), Watch()
         for topic in ("control", "state"):
             self.kafka.track(f"shop.staleproof.{topic}", [0])
         self.capture = Capture(
@@ -162,8 +174,9 @@ class World:
             producer=self.kafka,
             admin=Topics(),
             heartbeats=self.beats,
+            watch=self.watch,
             identity=HERE,
-            memory=MEMORY,
+            memory=memory,
         )
         self.capture.add_tables(["public.a", "public.b"])
 
