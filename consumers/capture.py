@@ -425,6 +425,7 @@ class Capture:
         self._watch = watch
         self._withdrawn: frozenset[str] = frozenset()
         self._raising: tuple[Batch, Fingerprints] | None = None
+        self._untold = False  # the state topic does not know the newest definitions
 
     def add_tables(self, tables: Sequence[str]) -> None:
         """Prepare the topics of tables whose changes may come: extents and the sequences to go on from."""
@@ -626,8 +627,10 @@ class Capture:
     def _settle_ddl(self) -> None:
         """Let the next state record know the definitions that were raised, once Kafka has the raises."""
         if self._raising is not None and self._raising[0].pending == 0:
-            self._memory = msgspec.structs.replace(self._memory, tables=dict(self._raising[1]))
-            self._raising = None
+            tables, self._raising = dict(self._raising[1]), None
+            if tables != self._memory.tables:
+                self._memory = msgspec.structs.replace(self._memory, tables=tables)
+                self._untold = True
 
     # -- back: what the source may forget
 
@@ -641,16 +644,18 @@ class Capture:
             self._remembered_mark = mark
             self._stream.ack(mark)
         now = time.monotonic()
-        if self._done_mark > self._remembered_mark and now >= self._remember_due:
+        if (self._untold or self._done_mark > self._remembered_mark) and now >= self._remember_due:
             self._remember_due = now + self._source.status_interval_ms / 1000
             self._write_memory()
 
     def _write_memory(self) -> None:
-        memory = msgspec.structs.replace(self._memory, acked_lsn=self._done_mark)
+        mark = max(self._done_mark, self._remembered_mark)
+        memory = msgspec.structs.replace(self._memory, acked_lsn=mark)
         batch = self._producer.batch()
         value, key = msgspec.json.encode(memory), self._source.name.encode()
         self._queue(batch, self._source.state_topic, 0, key=key, value=value, header=None)
-        self._remembering = (batch, self._done_mark)
+        self._remembering = (batch, mark)
+        self._untold = False
 
     def _finish(self) -> None:
         """Wait, not for long, for what is under way; then tell the slot. The rest is sent again next time."""
