@@ -283,12 +283,28 @@ def _newest_epoch(settings: Settings, admin: Admin) -> int:
     """The epoch of the newest control record, 0 without one: where the state was lost, time may have gone back."""
     source = settings.source
     (extent,) = admin.extents([source.control_topic])[source.control_topic]
-    last = Extent(Offset(max(extent.begin, extent.end - 1)), extent.end)
-    value = read_newest(settings.kafka, source.control_topic, last, source.name.encode())
-    if value is None:
-        return 0
-    record = decode_control(value)
-    return record.epoch if isinstance(record, EpochStarted) else Position.parse(record.position).epoch
+    for offset in range(extent.end - 1, extent.begin - 1, -1):  # a heartbeat is among the last few
+        one = Extent(Offset(offset), Offset(offset + 1))
+        value = read_newest(settings.kafka, source.control_topic, one, source.name.encode())
+        epoch = None if value is None else epoch_of(value)
+        if epoch is not None:
+            return epoch
+    return 0
+
+
+def epoch_of(value: bytes) -> int | None:
+    """The epoch that a control record belongs to; None where it is an order, or unreadable: people write those."""
+    try:
+        record = decode_control(value)
+    except BadRecord:
+        return None
+    match record:
+        case EpochStarted():
+            return record.epoch
+        case Heartbeat():
+            return record.at.epoch
+        case Raise():
+            return None
 
 
 def _announce(producer: Producer, settings: Settings, memory: SlotMemory, record: EpochStarted) -> None:

@@ -123,8 +123,8 @@ class Place:
 
     def looked_at(self, db, name):
         """Wait until the watch has looked: the raise of a table that nothing else touches has come."""
-        db.execute(sql.SQL("ALTER TABLE note ADD COLUMN {} int").format(sql.Identifier(name)))
         count = self.raised()["public.note"]
+        db.execute(sql.SQL("ALTER TABLE note ADD COLUMN {} int").format(sql.Identifier(name)))
         until(lambda: self.raised()["public.note"] > count, what="the raise of the table that shows a look")
 
     def drained(self):

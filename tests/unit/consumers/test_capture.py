@@ -6,12 +6,12 @@ import pytest
 
 from cdc.connectors.base import Progress, SourceMessage
 from cdc.connectors.postgres import HEARTBEAT_PREFIX, Fingerprint, Identity, Slot
-from cdc.control import Heartbeat, Raise, decode_control
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
 from cdc.envelope import decode_header
 from cdc.errors import FatalError, TransientError
 from cdc.events import ChangeEvent, Op, Position
 from consumers import capture
-from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory
+from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory, epoch_of
 from consumers.kafka import Batch, Extent
 from consumers.service import Pulse
 from consumers.settings import Settings
@@ -54,6 +54,19 @@ def test_the_memory_survives_the_wire():
 def test_a_memory_that_cannot_be_read_stops_the_process(value):
     with pytest.raises(FatalError, match="delete the record"):
         decode_memory(value)
+
+
+@pytest.mark.parametrize(
+    "record, epoch",
+    [
+        (EpochStarted(source="shop", history="7:1", epoch=5, reason="first start"), 5),
+        (Raise(source="shop", position="", region=None, view=None, reason="an operator"), None),
+        (Raise(source="shop", position="f" * 32, region=None, view=None, reason="an operator"), None),
+    ],
+)
+def test_an_order_of_a_person_says_nothing_of_the_epoch(record, epoch):
+    assert epoch_of(encode_control(record)) == epoch
+    assert epoch_of(b"garbage") is None
 
 
 # -- the open stream, with a source and a Kafka that do what the test says
