@@ -50,20 +50,27 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_
 
 
 class EpochStarted(msgspec.Struct, frozen=True, kw_only=True, tag="epoch", tag_field="kind"):
-    """A new history begins: changes between the old one and this may have been lost, so every region is closed."""
+    """A new history begins: changes between the old one and this may have been lost, so every region is closed.
+
+    No record of the epoch stands before `lsn` in the log. `stamp` is the next transaction id that nobody had completed
+    when this was announced: whatever was visible then has a smaller one. 0: not known.
+    """
 
     v: int = CONTROL_VERSION
     source: str
     history: str
     epoch: int
     reason: str
+    lsn: int = 0
+    stamp: int = 0
 
 
 class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="kind"):
     """An order that no captured record caused.
 
     It closes the views that `table` (`schema.table`) feeds, or `view`, or the whole region where both are None; with
-    `key`, a cache key of `view`, only that key is fenced. `region` None: in every region.
+    `key`, a cache key of `view`, only that key is fenced. `region` None: in every region. `position` is how far the
+    sender had come in the log, for people; nothing is decided by it.
     """
 
     v: int = CONTROL_VERSION
@@ -97,6 +104,16 @@ def decode_control(value: bytes) -> ControlRecord:
             )
         if isinstance(record, Heartbeat):
             record.at, record.seen  # noqa: B018 - both parse, and both must
+        elif isinstance(record, Raise):
+            _check_scope(record)
     except (msgspec.MsgspecError, ValueError) as error:
         raise BadRecord(f"control record cannot be read: {error}") from error
     return record
+
+
+def _check_scope(order: Raise) -> None:
+    """Raises BadRecord unless the order names one scope."""
+    if order.table is not None and (order.view is not None or order.key is not None):
+        raise BadRecord("a raise of a table names a view or a key too: name one of them in each raise")
+    if order.key is not None and order.view is None:
+        raise BadRecord("a raise of a key names no view: name the view that the key belongs to")

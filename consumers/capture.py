@@ -5,6 +5,7 @@ Three orders are kept, each closing a way to lose a change:
 1. EpochStarted is in the control topic before the state that knows the epoch, and both before any of its records.
 2. The state topic knows an acknowledged position before the slot does. A slot ahead of it was moved by somebody else.
 3. A heartbeat is published when Kafka has every record before it, and the next one committed only after that.
+4. A table's changed definition is remembered after Kafka acknowledged the raise that it caused.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import structlog
 
 from cdc.connectors.assembler import Assembler
 from cdc.connectors.base import ChangeStream, Progress, SourceMessage, StreamItem
-from cdc.connectors.postgres import HEARTBEAT_PREFIX, Identity, PostgresSource, PostgresStream, Slot
-from cdc.control import EpochStarted, Heartbeat, decode_control, encode_control
+from cdc.connectors.postgres import HEARTBEAT_PREFIX, Fingerprint, Identity, PostgresSource, PostgresStream, Slot
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
 from cdc.envelope import EnvelopeWriter, encode_header, encode_key
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import ChangeEvent, Offset, Op, Position, lsn_text
@@ -32,6 +33,7 @@ from consumers import telemetry
 from consumers.failpoints import failpoint
 from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
+from consumers.schema_watch import Fingerprints, SchemaWatch, altered
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings, SourceSettings
 
@@ -51,6 +53,7 @@ class SlotMemory(msgspec.Struct, frozen=True, kw_only=True):
     """What the state topic remembers of a source: which history its slot followed, and how far.
 
     LSNs as numbers. `rebuilt_at` are the times (seconds since 1970) of the newest slots made in place of lost ones.
+    `tables` are the definitions that every reader of the control topic knows; None: written by a release without them.
     """
 
     v: int = STATE_VERSION
@@ -61,6 +64,7 @@ class SlotMemory(msgspec.Struct, frozen=True, kw_only=True):
     slot_lsn: int
     acked_lsn: int
     rebuilt_at: list[int] = []
+    tables: dict[str, Fingerprint] | None = None
 
 
 def decode_memory(value: bytes) -> SlotMemory:
@@ -180,11 +184,22 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
             slot_lsn=start_lsn,
             acked_lsn=start_lsn,
             rebuilt_at=rebuilt_at,
+            tables=questions.fingerprints(source.publication),  # older entries die of the epoch, whatever DDL there was
         )
-        _announce(producer, settings, memory, identity, reason or "first start")
+        record = EpochStarted(
+            source=source.name,
+            history=identity.history,
+            epoch=memory.epoch,
+            reason=reason or "first start",
+            lsn=start_lsn,
+            stamp=questions.newest_xid(),
+        )
+        _announce(producer, settings, memory, record)
 
     heartbeats = HeartbeatWriter(source, secrets.token_hex(8))
     resources.callback(heartbeats.stop)
+    watch = SchemaWatch(source)
+    resources.callback(watch.stop)
     capture = Capture(
         settings=settings,
         stop=stop,
@@ -192,6 +207,7 @@ def open_capture(settings: Settings, stop: threading.Event, resources: ExitStack
         producer=producer,
         admin=admin,
         heartbeats=heartbeats,
+        watch=watch,
         identity=identity,
         memory=memory,
     )
@@ -268,18 +284,33 @@ def _newest_epoch(settings: Settings, admin: Admin) -> int:
     """The epoch of the newest control record, 0 without one: where the state was lost, time may have gone back."""
     source = settings.source
     (extent,) = admin.extents([source.control_topic])[source.control_topic]
-    last = Extent(Offset(max(extent.begin, extent.end - 1)), extent.end)
-    value = read_newest(settings.kafka, source.control_topic, last, source.name.encode())
-    if value is None:
-        return 0
-    record = decode_control(value)
-    return record.epoch if isinstance(record, EpochStarted) else Position.parse(record.position).epoch
+    for offset in range(extent.end - 1, extent.begin - 1, -1):  # a heartbeat is among the last few
+        one = Extent(Offset(offset), Offset(offset + 1))
+        value = read_newest(settings.kafka, source.control_topic, one, source.name.encode())
+        epoch = None if value is None else epoch_of(value)
+        if epoch is not None:
+            return epoch
+    return 0
 
 
-def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identity: Identity, reason: str) -> None:
+def epoch_of(value: bytes) -> int | None:
+    """The epoch that a control record belongs to; None where it is an order, or unreadable: people write those."""
+    try:
+        record = decode_control(value)
+    except BadRecord:
+        return None
+    match record:
+        case EpochStarted():
+            return record.epoch
+        case Heartbeat():
+            return record.at.epoch
+        case Raise():
+            return None
+
+
+def _announce(producer: Producer, settings: Settings, memory: SlotMemory, record: EpochStarted) -> None:
     """Tell everybody that a new epoch begins, then remember it."""
     source = settings.source
-    record = EpochStarted(source=source.name, history=identity.history, epoch=memory.epoch, reason=reason)
     key = source.name.encode()
     for topic, value in (
         (source.control_topic, encode_control(record)),
@@ -291,7 +322,7 @@ def _announce(producer: Producer, settings: Settings, memory: SlotMemory, identi
         if topic == source.control_topic:
             failpoint("capture.after_announce")
     telemetry.CAPTURE_EPOCHS.inc()
-    log.warning("epoch_started", epoch=memory.epoch, history=identity.history, reason=reason)
+    log.warning("epoch_started", epoch=record.epoch, history=record.history, reason=record.reason)
 
 
 class _Transaction:
@@ -382,6 +413,7 @@ class Capture:
         producer: Producer,
         admin: Admin,
         heartbeats: HeartbeatWriter,
+        watch: SchemaWatch,
         identity: Identity,
         memory: SlotMemory,
     ) -> None:
@@ -409,6 +441,11 @@ class Capture:
         self._beat_due = 0.0
         self._published_at: float | None = None
 
+        self._watch = watch
+        self._withdrawn: frozenset[str] = frozenset()
+        self._raising: tuple[Batch, Fingerprints] | None = None
+        self._untold = False  # the state topic does not know the newest definitions
+
     def add_tables(self, tables: Sequence[str]) -> None:
         """Prepare the topics of tables whose changes may come: extents and the sequences to go on from."""
         names = {self._source.topic(table): table for table in tables}
@@ -430,6 +467,8 @@ class Capture:
             self._take(item)
         self._producer.poll(0)
         self._advance()
+        self._settle_ddl()
+        self._look()
         self._remember()
         self._beat()
         telemetry.CAPTURE_INFLIGHT.set(len(self._producer))
@@ -460,11 +499,14 @@ class Capture:
             self._send(outlet, partition, event, key, None)
 
     def _new_outlet(self, table: str) -> _Outlet:
-        """A table that was added to the publication while we run."""
-        _ensure_topics(self._admin, self._settings, [table])
-        self.add_tables([table])
-        log.info("table_added", table=table)
+        """A table that was added to the publication while we run, and changed before the watch saw it."""
+        self._add_published([table])
         return self._outlets[table]
+
+    def _add_published(self, tables: Sequence[str]) -> None:
+        _ensure_topics(self._admin, self._settings, tables)
+        self.add_tables(tables)
+        log.info("tables_added", tables=tables)
 
     def _send(
         self, outlet: _Outlet, partition: int, event: ChangeEvent, key: bytes | None, value: bytes | None
@@ -540,7 +582,11 @@ class Capture:
             stamp=beat.stamp,
             snapshot=beat.snapshot,
             time_ms=beat.time_ms,
-            barriers={outlet.topic: list(ends[outlet.topic]) for outlet in self._outlets.values()},
+            barriers={
+                outlet.topic: list(ends[outlet.topic])
+                for table, outlet in self._outlets.items()
+                if table not in self._withdrawn
+            },
         )
         self._publishing = self._producer.batch()
         value, key = encode_control(record), self._source.name.encode()
@@ -567,6 +613,48 @@ class Capture:
             self._beat_due = max(now, self._beat_due + self._source.heartbeat_interval_ms / 1000)
             self._heartbeats.commit(self._beat_number)
 
+    # -- aside: what DDL changed
+
+    def _look(self) -> None:
+        """Take what the watch saw: who is captured from now on, and whose views must close."""
+        if self._raising is not None:
+            return
+        seen = self._watch.newest()
+        if seen is None:
+            return
+        if added := sorted(seen.keys() - self._outlets.keys()):
+            self._add_published(added)
+        # Records of a table that was taken out still come while the log lags, but no heartbeat vouches for it.
+        self._withdrawn = frozenset(self._outlets.keys() - seen.keys())
+        self._raising = (self._producer.batch(), seen)
+        for table, reason in altered(self._memory.tables, seen).items():
+            self._raise(self._raising[0], table, reason)
+        self._settle_ddl()
+
+    def _raise(self, batch: Batch, table: str, reason: str) -> None:
+        order = Raise(
+            source=self._source.name,
+            position=Position(self._memory.epoch, self._done_mark, 0).text,
+            region=None,
+            view=None,
+            reason=f"ddl: {table}: {reason}",
+            table=table,
+        )
+        value, key = encode_control(order), self._source.name.encode()
+        self._queue(batch, self._source.control_topic, 0, key=key, value=value, header=None)
+        telemetry.CAPTURE_DDL.labels(table).inc()
+        log.error("alarm", kind="ddl", table=table, reason=reason)
+
+    def _settle_ddl(self) -> None:
+        """Let the next state record know the definitions that were raised, once Kafka has the raises."""
+        if self._raising is not None and self._raising[0].pending == 0:
+            tables, self._raising = dict(self._raising[1]), None
+            if tables != self._memory.tables:
+                self._memory = msgspec.structs.replace(self._memory, tables=tables)
+                self._untold = True
+
+    # -- back: what the source may forget
+
     def _remember(self) -> None:
         """Write the acknowledged position to the state topic, then, once it is there, to the slot."""
         if self._remembering is not None:
@@ -578,24 +666,28 @@ class Capture:
             self._remembered_mark = mark
             self._stream.ack(mark)
         now = time.monotonic()
-        if self._done_mark > self._remembered_mark and now >= self._remember_due:
+        if (self._untold or self._done_mark > self._remembered_mark) and now >= self._remember_due:
             self._remember_due = now + self._source.status_interval_ms / 1000
             self._write_memory()
 
     def _write_memory(self) -> None:
-        memory = msgspec.structs.replace(self._memory, acked_lsn=self._done_mark)
+        mark = max(self._done_mark, self._remembered_mark)
+        memory = msgspec.structs.replace(self._memory, acked_lsn=mark)
         batch = self._producer.batch()
         value, key = msgspec.json.encode(memory), self._source.name.encode()
         self._queue(batch, self._source.state_topic, 0, key=key, value=value, header=None)
-        self._remembering = (batch, self._done_mark)
+        self._remembering = (batch, mark)
+        self._untold = False
 
     def _finish(self) -> None:
         """Wait, not for long, for what is under way; then tell the slot. The rest is sent again next time."""
         self._heartbeats.stop()
+        self._watch.stop()
         self._outstanding = None
         deadline = time.monotonic() + _DRAIN_SECONDS
         self._drain(deadline)
         self._advance()
+        self._settle_ddl()
         self._remember_due = 0.0
         self._remember()
         self._drain(deadline)

@@ -72,6 +72,7 @@ class SourceSettings(Section):
     publication: str = "staleproof"
     slot: str = "staleproof"
     heartbeat_interval_ms: Annotated[int, Field(ge=50, le=60_000)] = 250
+    ddl_interval_ms: Annotated[int, Field(ge=100, le=60_000)] = 1_000
     status_interval_ms: Annotated[int, Field(ge=100, le=20_000)] = 1_000
     connect_timeout_seconds: Annotated[int, Field(ge=1, le=300)] = 10
 

@@ -34,6 +34,7 @@ source:                                # the database that is captured
   publication: staleproof
   slot: staleproof
   # heartbeat_interval_ms: 250         # how often progress is proven
+  # ddl_interval_ms: 1000              # how often table definitions are compared
 
 kafka:
   bootstrap_servers: localhost:9092

@@ -26,6 +26,11 @@ CAPTURE_QUEUE_FULL = Counter("staleproof_capture_queue_full", "Times that captur
 CAPTURE_EPOCHS = Counter("staleproof_capture_epochs", "New epochs: changes before them may have been lost")
 CAPTURE_RESTARTS = Counter("staleproof_capture_restarts", "Times that the stream was opened again after a failure")
 
+CAPTURE_DDL = Counter("staleproof_capture_ddl", "Tables whose views were closed because of DDL", ["table"])
+CAPTURE_SCHEMA_FAILURES = Counter(
+    "staleproof_capture_schema_failures", "Times that the tables' definitions could not be read"
+)
+
 
 class WorkerMetrics:
     """Metrics of `staleproof invalidate`; several workers may live in one process, each on a registry of its own."""

@@ -39,6 +39,47 @@ _DATA, _ALIVE = b"w"[0], b"k"[0]
 _SESSION = "-c datestyle=ISO -c timezone=UTC -c bytea_output=hex -c extra_float_digits=1 -c intervalstyle=postgres"
 
 
+_FINGERPRINTS: LiteralString = """
+WITH RECURSIVE member AS (
+    SELECT p.schemaname || '.' || p.tablename AS name, c.oid AS root, to_jsonb(p) AS listed, c.relreplident,
+        (SELECT jsonb_agg(e.oid ORDER BY e.oid) FROM (
+            SELECT r.oid FROM pg_publication_rel r WHERE r.prpubid = b.oid
+                AND (r.prrelid = c.oid OR r.prrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))
+        ) e) AS entries
+    FROM pg_publication_tables p
+    JOIN pg_publication b ON b.pubname = p.pubname
+    JOIN pg_namespace n ON n.nspname = p.schemaname
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
+    WHERE p.pubname = %s
+), tree AS (
+    SELECT root, root AS relid FROM member
+    UNION
+    SELECT t.root, i.inhrelid FROM tree t JOIN pg_inherits i ON i.inhparent = t.relid
+), columns AS (
+    SELECT t.root,
+        jsonb_agg(jsonb_build_array(t.relid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped,
+            CASE WHEN a.attgenerated <> '' THEN
+                jsonb_build_array(a.attgenerated, (SELECT d.adbin::text FROM pg_attrdef d
+                    WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum)) END,
+            (SELECT jsonb_agg(jsonb_build_array(v.oid, v.enumlabel) ORDER BY v.oid) FROM pg_enum v
+                JOIN pg_type y ON v.enumtypid IN (y.oid, y.typelem, y.typbasetype) WHERE y.oid = a.atttypid)
+        ) ORDER BY t.relid, a.attnum) AS shape,
+        jsonb_agg(jsonb_build_array(t.relid, a.attnum, a.xmin::text) ORDER BY t.relid, a.attnum) AS versions
+    FROM tree t LEFT JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0
+    GROUP BY t.root
+), files AS (
+    SELECT t.root, jsonb_agg(jsonb_build_array(t.relid, c.relfilenode) ORDER BY t.relid) AS files
+    FROM tree t LEFT JOIN pg_class c ON c.oid = t.relid
+    GROUP BY t.root
+)
+SELECT m.name,
+    left(md5(jsonb_build_array(m.root, m.listed, m.relreplident, m.entries, c.shape)::text), 16),
+    left(md5(c.versions::text), 16),
+    left(md5(f.files::text), 16)
+FROM member m JOIN columns c ON c.root = m.root JOIN files f ON f.root = m.root
+"""
+
+
 class Identity(msgspec.Struct, frozen=True):
     """Who answers: IDENTIFY_SYSTEM. `wal_end` is the end of its flushed log."""
 
@@ -59,6 +100,14 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_lsn: int
     active_pid: int | None
     lost: str | None
+
+
+class Fingerprint(msgspec.Struct, frozen=True, array_like=True):
+    """What DDL can change of one table; 16 hexadecimal digits each. See `PostgresSource.fingerprints`."""
+
+    shape: str
+    versions: str
+    files: str
 
 
 class PostgresSource:
@@ -127,6 +176,24 @@ class PostgresSource:
                 f" run `ALTER PUBLICATION {quoted} SET TABLE ...` without WHERE"
             )
         return [table for table, _ in rows]
+
+    def fingerprints(self, publication: str) -> dict[str, Fingerprint]:
+        """The tables (`schema.table`) of `publication`, each with what DDL changes when no row event tells.
+
+        A table stands for itself and all its partitions and children. Values or rows may be others where
+
+        - `shape` differs: oid, columns (number, name, type, modifier, dropped, generated and from what), labels of
+          their enums, the partitions and children, replica identity (what the log repeats), and the publication's own
+          entry (columns, filter, oid: a table that was taken out and put back between two looks);
+        - or both of the others do: `versions` are those of the columns' catalogue rows, `files` where the data lies.
+          ALTER TYPE ... USING to the same type is seen by nothing else. `files` alone is VACUUM FULL, CLUSTER, SET
+          LOGGED, or TRUNCATE, which the log tells; `versions` alone is a default, a statistics target, NOT NULL.
+
+        Told too often, never too seldom: ADD VALUE to an enum, and the first VACUUM FULL after ADD COLUMN with a
+        constant default, look like more than they are. Reads the catalogue only, but waits while DDL holds a table.
+        """
+        rows = self._all(_FINGERPRINTS, publication)
+        return {table: Fingerprint(shape, versions, files) for table, shape, versions, files in rows}
 
     def primary_key(self, table: str) -> list[str]:
         """The names of `schema.table`'s primary key columns, in their order; empty without one."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +21,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from cdc.connectors.pg_values import UNAVAILABLE
-from cdc.control import EpochStarted, Heartbeat, decode_control
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control
 from cdc.envelope import decode_header
 from cdc.errors import ConfigError, FatalError, TransientError
 from cdc.events import Position, parse_lsn
@@ -63,6 +64,7 @@ class Place:
                 "slot": name,
                 "connect_timeout_seconds": 5,
                 "status_interval_ms": 200,
+                "ddl_interval_ms": 100,
             },
             "kafka": {"bootstrap_servers": stack.kafka_bootstrap, "partitions": 3},
             "regions": {"eu": {"url": "redis://unused"}},
@@ -114,6 +116,16 @@ class Place:
 
     def epochs(self):
         return [record for record in self.control() if isinstance(record, EpochStarted)]
+
+    def raised(self):
+        """How often each table was raised."""
+        return Counter(record.table for record in self.control() if isinstance(record, Raise))
+
+    def looked_at(self, db, name):
+        """Wait until the watch has looked: the raise of a table that nothing else touches has come."""
+        count = self.raised()["public.note"]
+        db.execute(sql.SQL("ALTER TABLE note ADD COLUMN {} int").format(sql.Identifier(name)))
+        until(lambda: self.raised()["public.note"] > count, what="the raise of the table that shows a look")
 
     def drained(self):
         """Wait until the slot has acknowledged everything that is in the log now."""
@@ -565,3 +577,129 @@ def test_an_unreachable_database_is_one_sentence(place):
     fields = place.fields | {"source": place.fields["source"] | {"dsn": "host=127.0.0.1 port=1 connect_timeout=2"}}
     with pytest.raises(TransientError, match="cannot connect to the source database"):
         capture.run(Settings.model_validate(fields), threading.Event())
+
+
+# -- DDL that no row event tells
+
+
+ALTERING = [
+    ("contact", "ALTER TABLE contact ALTER email TYPE text USING upper(email)"),  # the same type: rows are rewritten
+    ("contact", "ALTER TABLE contact ALTER score TYPE numeric(9, 1)"),
+    ("contact", "ALTER TABLE contact ADD COLUMN token uuid DEFAULT gen_random_uuid()"),
+    ("contact", "ALTER TABLE contact ADD COLUMN plan text DEFAULT 'free'"),
+    ("contact", "ALTER TABLE contact ADD COLUMN loud text GENERATED ALWAYS AS (upper(email)) STORED"),
+    ("contact", "ALTER TABLE contact ALTER loud SET EXPRESSION AS (lower(email))"),
+    ("contact", "ALTER TABLE contact RENAME COLUMN notes TO remarks"),
+    ("contact", "ALTER TABLE contact DROP COLUMN remarks"),
+    ("contact", "ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'"),
+    ("visit", "ALTER TABLE visit ATTACH PARTITION visit_old FOR VALUES FROM (0) TO (100)"),
+    ("visit", "ALTER TABLE visit DETACH PARTITION visit_old"),
+    ("visit", "ALTER TABLE visit ADD COLUMN place text DEFAULT 'home'"),
+    ("contact", "ALTER TABLE contact REPLICA IDENTITY FULL"),
+    ("contact", "ALTER TABLE contact RENAME TO person"),
+    ("person", "ALTER TABLE person SET SCHEMA other"),
+    ("visit", "DROP TABLE visit"),
+]
+
+SILENT = [
+    "INSERT INTO contact SELECT g, 'a@x' FROM generate_series(1, 100) g",
+    "UPDATE contact SET email = 'b@x'",
+    "DELETE FROM contact WHERE id > 50",
+    "ANALYZE contact",
+    "VACUUM contact",
+    "VACUUM FULL contact",
+    "CLUSTER contact USING contact_pkey",
+    "CREATE INDEX ON contact (email)",
+    "REINDEX TABLE contact",
+    "ALTER TABLE contact ALTER email SET DEFAULT 'none'",
+    "ALTER TABLE contact ALTER email SET STATISTICS 500",
+    "CREATE TABLE unrelated (id int PRIMARY KEY)",
+    "TRUNCATE contact",
+]
+
+
+@pytest.fixture
+def varied(place):
+    """A place whose tables have an enum and partitions."""
+    with place.connect() as db:
+        db.execute("CREATE SCHEMA other")
+        db.execute("CREATE TYPE mood AS ENUM ('sad', 'ok')")
+        db.execute("ALTER TABLE contact ADD COLUMN moods mood[]")
+        db.execute("CREATE TABLE visit (id int, day int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day)")
+        db.execute("CREATE TABLE visit_new PARTITION OF visit FOR VALUES FROM (100) TO (200)")
+        db.execute("CREATE TABLE visit_old (id int, day int, PRIMARY KEY (id, day))")
+        db.execute("ALTER PUBLICATION staleproof ADD TABLE visit")
+        db.execute("ALTER PUBLICATION staleproof SET (publish_via_partition_root = true)")
+    return place
+
+
+def test_each_ddl_that_can_change_values_or_rows_raises_its_table_once(varied):
+    expected = Counter()
+    with varied.capturing() as failures, varied.connect() as db:
+        varied.looked_at(db, "first")
+        for number, (table, statement) in enumerate(ALTERING):
+            db.execute(statement)
+            expected[f"public.{table}"] += 1
+            until(lambda: not expected - varied.raised(), what=statement)
+            varied.looked_at(db, f"c{number}")
+            raised = varied.raised()
+            del raised["public.note"]
+            assert raised == expected, statement
+        assert not failures
+
+
+def test_what_the_log_tells_and_what_changes_no_value_raises_nothing(varied):
+    with varied.capturing() as failures, varied.connect() as db:
+        varied.looked_at(db, "first")
+        for number, statement in enumerate(SILENT):
+            db.execute(statement)
+            varied.looked_at(db, f"c{number}")
+            assert set(varied.raised()) == {"public.note"}, statement
+        assert not failures
+
+
+def test_ddl_while_capture_is_down_is_raised_at_its_start(place):
+    capture_some(place, 1)
+    with place.connect() as db:
+        db.execute("ALTER TABLE contact ALTER email TYPE text USING upper(email)")
+    with place.capturing() as failures, place.connect() as db:
+        until(lambda: place.raised()["public.contact"], what="the raise of what happened meanwhile")
+        place.looked_at(db, "c")
+        assert not failures
+    capture_some(place, 2)
+    assert place.raised() == {"public.contact": 1, "public.note": 1}
+    assert len(place.epochs()) == 1
+
+
+def test_the_barriers_follow_the_publication(place):
+    def listed():
+        return [topic.removeprefix(f"{place.name}.public.") for topic in place.heartbeats()[-1].barriers]
+
+    with place.capturing() as failures, place.connect() as db:
+        until(lambda: place.heartbeats() and sorted(listed()) == ["contact", "note"], what="both tables")
+        db.execute("CREATE TABLE late (id int PRIMARY KEY)")
+        db.execute("ALTER PUBLICATION staleproof ADD TABLE late")
+        until(lambda: "late" in listed(), what="the new table, though nothing changed in it")
+        db.execute("ALTER PUBLICATION staleproof DROP TABLE contact")
+        until(lambda: "contact" not in listed(), what="the end of the removed table")
+        assert place.raised() == {"public.contact": 1}
+        db.execute("ALTER PUBLICATION staleproof ADD TABLE contact")
+        until(lambda: "contact" in listed(), what="the table again")
+        db.execute(
+            "BEGIN; ALTER PUBLICATION staleproof DROP TABLE late; ALTER PUBLICATION staleproof ADD TABLE late; COMMIT"
+        )
+        until(lambda: place.raised()["public.late"], what="the raise of a table that was away between two looks")
+        assert place.raised() == {"public.contact": 1, "public.late": 1}
+        assert not failures
+
+
+def test_a_table_that_ddl_holds_stalls_neither_records_nor_heartbeats(place):
+    with place.capturing() as failures, place.connect() as db, place.connect() as holder:
+        place.looked_at(db, "first")
+        with holder.transaction():
+            holder.execute("LOCK TABLE note IN ACCESS EXCLUSIVE MODE")
+            db.execute("INSERT INTO contact VALUES (1)")
+            place.drained()
+            count = len(place.heartbeats())
+            until(lambda: len(place.heartbeats()) > count + 3, what="heartbeats while the watch waits")
+        assert not failures

@@ -19,8 +19,10 @@ HEARTBEAT = Heartbeat(
 )
 RECORDS = [
     HEARTBEAT,
-    EpochStarted(source="shop", history="7:1", epoch=5, reason="first start"),
+    EpochStarted(source="shop", history="7:1", epoch=5, reason="first start", lsn=0x1F4, stamp=44),
     Raise(source="shop", position=Position(5, 600, 0).text, region=None, view="contact", reason="ddl"),
+    Raise(source="shop", position="", region="eu", view="contact", key="contact:1", reason="an operator"),
+    Raise(source="shop", position="", region=None, view=None, table="public.contact", reason="ddl"),
 ]
 
 
@@ -42,6 +44,22 @@ def test_a_record_that_cannot_be_trusted_is_refused(field, value):
     record = json.loads(encode_control(HEARTBEAT)) | {field: value}
     with pytest.raises(BadRecord):
         decode_control(json.dumps(record).encode())
+
+
+def test_an_epoch_of_a_release_that_did_not_say_where_it_begins_is_read():
+    record = b'{"kind":"epoch","v":1,"source":"shop","history":"7:1","epoch":5,"reason":"first start"}'
+    assert decode_control(record) == EpochStarted(source="shop", history="7:1", epoch=5, reason="first start")
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [{"key": "contact:1"}, {"table": "public.contact", "view": "contact"}, {"table": "public.contact", "key": "c:1"}],
+    ids="+".join,
+)
+def test_a_raise_that_names_no_one_scope_is_refused(scope):
+    record = {"kind": "raise", "v": 1, "source": "shop", "position": "", "region": None, "view": None, "reason": "x"}
+    with pytest.raises(BadRecord, match="name"):
+        decode_control(json.dumps(record | scope).encode())
 
 
 @pytest.mark.parametrize("value", [b"", b"null", b"{}", b"\xff", b"[" * 10_000])

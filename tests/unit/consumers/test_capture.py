@@ -5,13 +5,13 @@ import msgspec
 import pytest
 
 from cdc.connectors.base import Progress, SourceMessage
-from cdc.connectors.postgres import HEARTBEAT_PREFIX, Identity, Slot
-from cdc.control import decode_control
+from cdc.connectors.postgres import HEARTBEAT_PREFIX, Fingerprint, Identity, Slot
+from cdc.control import EpochStarted, Heartbeat, Raise, decode_control, encode_control
 from cdc.envelope import decode_header
 from cdc.errors import FatalError, TransientError
 from cdc.events import ChangeEvent, Op, Position
 from consumers import capture
-from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory
+from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory, epoch_of
 from consumers.kafka import Batch, Extent
 from consumers.service import Pulse
 from consumers.settings import Settings
@@ -54,6 +54,19 @@ def test_the_memory_survives_the_wire():
 def test_a_memory_that_cannot_be_read_stops_the_process(value):
     with pytest.raises(FatalError, match="delete the record"):
         decode_memory(value)
+
+
+@pytest.mark.parametrize(
+    "record, epoch",
+    [
+        (EpochStarted(source="shop", history="7:1", epoch=5, reason="first start"), 5),
+        (Raise(source="shop", position="", region=None, view=None, reason="an operator"), None),
+        (Raise(source="shop", position="f" * 32, region=None, view=None, reason="an operator"), None),
+    ],
+)
+def test_an_order_of_a_person_says_nothing_of_the_epoch(record, epoch):
+    assert epoch_of(encode_control(record)) == epoch
+    assert epoch_of(b"garbage") is None
 
 
 # -- the open stream, with a source and a Kafka that do what the test says
@@ -135,6 +148,18 @@ class Beats:
         pass
 
 
+class Watch:
+    def __init__(self):
+        self.seen = None
+
+    def newest(self):
+        seen, self.seen = self.seen, None
+        return seen
+
+    def stop(self):
+        pass
+
+
 class Topics:
     def extents(self, topics):
         return {topic: [Extent(0, 0), Extent(0, 0)] for topic in topics}
@@ -144,7 +169,7 @@ class Topics:
 
 
 class World:
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch, memory=MEMORY):
         monkeypatch.setattr(capture, "read_sequences", lambda _, extents: {t: [0] * len(e) for t, e in extents.items()})
         monkeypatch.setattr(capture.time, "monotonic", lambda: self.now)
         source = {"name": "shop", "dsn": "x", "heartbeat_interval_ms": 250, "status_interval_ms": 1000}
@@ -152,7 +177,7 @@ class World:
             {"source": source, "kafka": {"bootstrap_servers": "x"}, "regions": {"eu": {"url": "redis://x"}}}
         )
         self.now, self.stop = 100.0, threading.Event()
-        self.stream, self.kafka, self.beats = Stream(), Kafka(), Beats()
+        self.stream, self.kafka, self.beats, self.watch = Stream(), Kafka(), Beats(), Watch()
         for topic in ("control", "state"):
             self.kafka.track(f"shop.staleproof.{topic}", [0])
         self.capture = Capture(
@@ -162,8 +187,9 @@ class World:
             producer=self.kafka,
             admin=Topics(),
             heartbeats=self.beats,
+            watch=self.watch,
             identity=HERE,
-            memory=MEMORY,
+            memory=memory,
         )
         self.capture.add_tables(["public.a", "public.b"])
 
@@ -351,3 +377,124 @@ def test_an_orderly_stop_tells_the_slot_what_kafka_has(world):
     world.stop.set()
     world.capture.run(Pulse(stalled_after_seconds=1))
     assert world.stream.acked == [610]
+
+
+# -- what DDL changed
+
+A, B = Fingerprint("a", "v", "f"), Fingerprint("b", "v", "f")
+TABLES = {"public.a": A, "public.b": B}
+CHANGED = TABLES | {"public.b": Fingerprint("b'", "v", "f")}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A capture that remembers the definitions of its two tables."""
+    return World(monkeypatch, msgspec.structs.replace(MEMORY, tables=TABLES))
+
+
+def raised(world):
+    records = [decode_control(value) for value in world.kafka.to("control")]
+    return [record.table for record in records if isinstance(record, Raise)]
+
+
+def look(world, seen, *items):
+    world.watch.seen = seen
+    world.step(*items, seconds=2)
+
+
+def tables_remembered(world):
+    return [decode_memory(value).tables for value in world.kafka.to("state")]
+
+
+def test_a_changed_definition_is_raised_once_and_for_its_table_only(watched):
+    look(watched, CHANGED)
+    watched.kafka.ack("control")
+    look(watched, CHANGED)
+    look(watched, CHANGED)
+    assert raised(watched) == ["public.b"]
+
+
+def test_a_raise_stands_where_a_new_epoch_can_read_it(watched):
+    look(watched, CHANGED, Progress(800))
+    (order,) = [r for r in map(decode_control, watched.kafka.to("control")) if isinstance(r, Raise)]
+    assert Position.parse(order.position) == Position(5, 800, 0)
+
+
+def test_definitions_are_remembered_only_after_kafka_has_the_raise(watched):
+    look(watched, CHANGED, Progress(700))
+    watched.kafka.ack("state")
+    watched.step(Progress(800), seconds=2)
+    watched.step(seconds=2)
+    watched.kafka.ack("state")
+    assert tables_remembered(watched) == [TABLES, TABLES]
+    watched.kafka.ack("control")
+    watched.step(Progress(900), seconds=2)
+    watched.step(seconds=2)
+    assert tables_remembered(watched)[-1] == CHANGED
+
+
+def test_a_look_during_a_raise_under_way_waits_for_it(watched):
+    look(watched, CHANGED)
+    look(watched, TABLES)
+    assert raised(watched) == ["public.b"]
+    watched.kafka.ack("control")
+    watched.step()
+    assert raised(watched) == ["public.b", "public.b"]
+
+
+def test_an_orderly_stop_remembers_what_it_raised(watched):
+    look(watched, CHANGED, Progress(800))
+    watched.stop.set()
+    watched.capture.run(Pulse(stalled_after_seconds=1))
+    assert tables_remembered(watched)[-1] == CHANGED
+
+
+def test_new_definitions_without_progress_never_move_the_slot_back(watched):
+    look(watched, TABLES | {"public.c": A}, Progress(400))
+    watched.step(seconds=2)
+    assert watched.remembered() == [500]
+
+
+def test_a_state_without_definitions_raises_every_table(world):
+    look(world, TABLES)
+    assert sorted(raised(world)) == ["public.a", "public.b"]
+
+
+def barriers(world, number, lsn):
+    world.step(seconds=2)
+    world.step(beat(number, lsn), Progress(lsn + 10, 1))
+    world.kafka.ack("control")
+    world.step()
+    newest = [r for r in map(decode_control, world.kafka.to("control")) if isinstance(r, Heartbeat)][-1]
+    assert newest.number == number
+    return sorted(newest.barriers)
+
+
+def test_a_table_enters_the_barriers_when_the_watch_sees_it(watched):
+    look(watched, TABLES | {"public.c": A})
+    assert barriers(watched, 1, 700) == ["shop.public.a", "shop.public.b", "shop.public.c"]
+    assert raised(watched) == []
+
+
+def test_a_withdrawn_table_is_raised_and_leaves_the_barriers_though_its_records_still_come(watched):
+    look(watched, {"public.a": A})
+    watched.kafka.ack("control")
+    watched.step(change("b", 600), Progress(610, 1))
+    watched.kafka.ack("public.b")
+    assert raised(watched) == ["public.b"]
+    assert barriers(watched, 1, 700) == ["shop.public.a"]
+    look(watched, TABLES)
+    assert barriers(watched, 2, 800) == ["shop.public.a", "shop.public.b"]
+    assert raised(watched) == ["public.b"]
+
+
+def test_definitions_survive_the_wire_and_an_older_release_reads_past_them():
+    class Older(msgspec.Struct):
+        epoch: int
+
+    memory = msgspec.structs.replace(MEMORY, tables=TABLES)
+    assert decode_memory(msgspec.json.encode(memory)) == memory
+    assert msgspec.json.decode(msgspec.json.encode(memory), type=Older).epoch == 5
+    old = json.loads(msgspec.json.encode(memory))
+    del old["tables"]
+    assert decode_memory(json.dumps(old).encode()).tables is None
