@@ -69,8 +69,9 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
     """An order that no captured record caused.
 
     It closes the views that `table` (`schema.table`) feeds, or `view`, or the whole region where both are None; with
-    `key`, a cache key of `view`, only that key is fenced. `region` None: in every region. `position` is how far the
-    sender had come in the log, for people; nothing is decided by it.
+    `key`, a cache key of `view`, only that key is fenced: `stamp` is then a transaction that the sender completed in
+    the source before the order: who sees it reads what the operator wants read. `region` None: in every region.
+    `position` is how far the sender had come in the log, for people; nothing is decided by it.
     """
 
     v: int = CONTROL_VERSION
@@ -81,6 +82,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
     reason: str
     table: str | None = None
     key: str | None = None
+    stamp: int = 0
 
 
 ControlRecord = Heartbeat | EpochStarted | Raise
@@ -117,3 +119,5 @@ def _check_scope(order: Raise) -> None:
         raise BadRecord("a raise of a table names a view or a key too: name one of them in each raise")
     if order.key is not None and order.view is None:
         raise BadRecord("a raise of a key names no view: name the view that the key belongs to")
+    if order.key is not None and order.stamp <= 0:
+        raise BadRecord("a raise of a key has no stamp: complete a transaction in the source and name it")

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from cdc.connectors.postgres import PostgresSource
 from cdc.control import Raise, encode_control
 from cdc.errors import ConfigError, TransientError
 from consumers.kafka import Producer
 from consumers.kafka_admin import Admin
 from consumers.regions import read_views
-from consumers.settings import Settings
+from consumers.settings import Settings, SourceSettings
 from invalidator.document import nearest
 from invalidator.views import Views, can_render
 
@@ -53,10 +54,24 @@ def run(settings: Settings, aim: Aim, *, confirm: Callable[[str], bool], as_json
     order = order_for(aim, settings.source.name, read_views(settings.views))
     if not confirm(question(order, sorted(settings.regions))):
         return False
+    if order.key is not None:
+        order = msgspec.structs.replace(order, stamp=_transaction(settings.source))
     ordered = publish(settings, order)
     line = msgspec.json.encode(ordered).decode() if as_json else line_of(ordered)
     sys.stdout.write(line + "\n")
     return True
+
+
+def _transaction(source: SourceSettings) -> int:
+    """A completed transaction of ours. Raises TransientError where the database is away."""
+    try:
+        database = PostgresSource(dsn=source.dsn.get_secret_value(), timeout_seconds=source.connect_timeout_seconds)
+    except TransientError as error:
+        raise TransientError(f"{error}; a key is fenced by a transaction of its own: fence its view instead") from error
+    try:
+        return database.complete_transaction()
+    finally:
+        database.close()
 
 
 def order_for(aim: Aim, source: str, views: Views) -> Raise:

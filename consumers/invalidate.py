@@ -359,6 +359,8 @@ class Worker:
         """What a control record means for us, once every shard has it."""
         if isinstance(control, EpochStarted):
             self._begin_epoch(f"{control.epoch:08x}", control.reason)
+            if control.stamp:
+                self._widen(f"{control.epoch:08x}{control.lsn:016x}{0:08x}", stamp_text(control.stamp))
         elif isinstance(control, Raise) and self._concerns_us(control):
             self._alarms.up(Alarm.ORDERED, f"{_scope_text(control)}: {control.reason}")
         elif isinstance(control, Heartbeat):
@@ -412,17 +414,18 @@ class Worker:
         """What an order closes. One for a view that we do not have concerns nobody here."""
         if not self._concerns_us(order):
             return step
-        if order.key is not None:
-            place, stripe = self._region.layout.place(order.key)
-            if place != shard or order.view not in self._views.views:
-                return step
-            return msgspec.structs.replace(step, key=order.key, stripe=stripe)
         if order.table is not None:
             views = self._planner.views_of(order.table)
         elif order.view is not None:
             views = {order.view} & self._views.views.keys()
         else:
             return msgspec.structs.replace(step, closings=(Closing(REGION_SCOPE, offset),))
+        # A stamp that nobody can have seen would refuse for ever: then the view closes, which needs none.
+        if order.key is not None and stamp_text(order.stamp) <= self._intake.bounds.stamp:
+            place, stripe = self._region.layout.place(order.key)
+            if place != shard or not views:
+                return step
+            return msgspec.structs.replace(step, key=order.key, stripe=stripe, stamp=stamp_text(order.stamp))
         closings = tuple(Closing(view_scope(view), offset) for view in sorted(views))
         return msgspec.structs.replace(step, closings=closings)
 

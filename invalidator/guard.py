@@ -117,7 +117,8 @@ class ControlStep(msgspec.Struct, frozen=True, kw_only=True):
     """One control record, and what it causes in the same step. `owned`: the caller's rows.
 
     `position`, `stamp`, `limit` (the highest stamp that may be claimed now) are of a heartbeat, else empty. `epoch`
-    (8 digits) begins only once, and `closings` that come with it happen only then. `key` and its `stripe` are fenced.
+    (8 digits) begins only once, and `closings` that come with it happen only then. `key` and its `stripe` are fenced by
+    `stamp`, a transaction of the order's own.
     """
 
     step: RowStep
@@ -346,7 +347,7 @@ def hear(shard: Shard, request: ControlStep) -> tuple[Outcome, int]:
         return Outcome.REFUSED, 0
     if begins or not request.epoch:
         _close_scopes(shard, request.closings)
-    restored = _fence_key(shard, request.key, request.stripe) if request.stripe else 0
+    restored = _fence_key(shard, request) if request.stripe else 0
     if request.position and request.position[:8] == shard.epoch:
         if len(shard.header["e"]) == 9:
             shard.header["e"] += request.history
@@ -498,14 +499,14 @@ def _count_heartbeat(shard: Shard, position: str, heard: str) -> None:
             shard.header[name] = msgspec.structs.replace(scope, heartbeats=count, third=third).text
 
 
-def _fence_key(shard: Shard, key: str, stripe: str) -> int:
-    """Whatever is read from now on must have seen the newest heartbeat: what was read before the order is refused."""
+def _fence_key(shard: Shard, request: ControlStep) -> int:
+    """Unlink it, and admit only who saw the order's own transaction. Without a heartbeat the region is closed."""
     default, restored = shard.default_fence()
     newest = shard.header.get("b")
-    shard.entries.pop(key, None)
+    shard.entries.pop(request.key, None)
     if newest:
-        fence = Fence.parse(shard.fences.get(stripe, default.text))
-        shard.fences[stripe] = merge(fence, newest[:POSITION_WIDTH], (newest[32:48],), None).text
+        fence = Fence.parse(shard.fences.get(request.stripe, default.text))
+        shard.fences[request.stripe] = merge(fence, newest[:POSITION_WIDTH], (request.stamp,), None).text
     return restored
 
 

@@ -229,6 +229,14 @@ class PostgresSource:
         """Remove a slot whose log is gone: it can't be read any more and only holds back vacuum."""
         self._row("SELECT pg_drop_replication_slot(%s)", name)
 
+    def complete_transaction(self) -> int:
+        """A transaction of our own, completed when this returns: who sees its id reads what stands now.
+
+        Its commit waits for no standby.
+        """
+        row = self._row("SELECT pg_current_xact_id()::text, set_config('synchronous_commit', 'local', true)")
+        return int(row[0])
+
     def newest_xid(self) -> int:
         """The next 64-bit transaction id that nobody has completed."""
         (xid,) = self._row("SELECT pg_snapshot_xmax(pg_current_snapshot())::text")

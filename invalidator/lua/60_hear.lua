@@ -3,8 +3,8 @@
 -- one that another worker brought already changes nothing.
 -- KEYS: header, fences, and the entry that is fenced, if any.
 -- ARGV: version; control row's field, expected next, new row; offset of this record; position (32) of the heartbeat or
---   '', its stamp, the highest stamp that may be claimed now, its history; epoch that begins or '' (the scopes are then
---   closed only if it does); stripe of the fenced key or ''; number of rows; per row that the caller owns: field,
+--   '', its stamp or that of an order for a key, the highest stamp that may be claimed now, its history; epoch that begins
+--   or '' (the scopes are then closed only if it does); stripe of the fenced key or ''; number of rows; per row that the caller owns: field,
 --   expected next; number of scopes to close; per scope: field, control offset, digest of the view or ''.
 -- Reply: outcome, 1 if a lost fence hash was re-made; REFUSED when the heartbeat is of an epoch that has not begun here.
 
@@ -19,14 +19,15 @@ local function count_heartbeat(h, position, offset)
   end
 end
 
--- Whatever is read from now on must have seen the newest heartbeat: what was read before the order is refused.
-local function fence_key(h, f, entry, stripe)
+-- Admits only who saw the order's own transaction, which was completed before the order was given. Its position is the
+-- newest heartbeat's; without one the region is closed anyway.
+local function fence_key(h, f, entry, stripe, stamp)
   local default, restored = default_fence(h, f)
   local newest = redis.call('HGET', h, 'b')
   redis.call('UNLINK', entry)
   if newest then
     local fence = redis.call('HGET', f, stripe) or default
-    redis.call('HSET', f, stripe, merge(fence, newest:sub(1, 32), newest:sub(33, 48), ''))
+    redis.call('HSET', f, stripe, merge(fence, newest:sub(1, 32), stamp, ''))
   end
   return restored
 end
@@ -45,7 +46,7 @@ local function hear(KEYS, ARGV)
   local epoch = redis.call('HGET', h, 'e')
   if position:sub(1, 8) > epoch:sub(1, 8) then return {'REFUSED'} end
   if ARGV[10] == '' or begins then close_scopes(h, f, ARGV, 13 + 2 * rows) end
-  if ARGV[11] ~= '' then restored = fence_key(h, f, KEYS[3], ARGV[11]) end
+  if ARGV[11] ~= '' then restored = fence_key(h, f, KEYS[3], ARGV[11], ARGV[7]) end
   if position ~= '' and position:sub(1, 8) == epoch:sub(1, 8) then
     if #epoch == 9 then redis.call('HSET', h, 'e', epoch .. ARGV[9]) end
     local newest = redis.call('HGET', h, 'b')

@@ -16,7 +16,12 @@ HALVES = ([(TOPIC, 0)], [(TOPIC, 1), (TEMPLATES, 0)])
 
 
 def order(world: World, *, view: str | None = None, table: str | None = None, key: str | None = None) -> None:
-    record = Raise(source="shop", position="", region=None, view=view, table=table, key=key, reason="a test")
+    if key is not None:
+        world.stamp += 1
+    record = Raise(
+        source="shop", position="", region=None, view=view, table=table, key=key, reason="a test",
+        stamp=world.stamp if key else 0,
+    )  # fmt: skip
     world.publish(encode_control(record))
 
 
@@ -143,9 +148,7 @@ def test_after_a_crash_between_two_shards_each_goes_on_from_its_own_row(sharded_
 
 def test_an_ordered_key_is_fenced_and_an_older_read_cannot_bring_it_back(world: World) -> None:
     world.open()
-    before = now(world)
-    world.heartbeat()
-    world.drain()
+    before = now(world)  # sees the newest heartbeat, and not yet what the operator wants read
     for key in ("contact:1", "contact:2"):
         assert world.fill(key, seen=before).outcome is Outcome.APPLIED
     order(world, view="contact", key="contact:1")

@@ -216,7 +216,7 @@ MUTANTS = [
         "an ordered key is unlinked, its stripe forgets the order",
         "P1 §4.3",
         LUA + "60_hear.lua",
-        "    redis.call('HSET', f, stripe, merge(fence, newest:sub(1, 32), newest:sub(33, 48), ''))\n",
+        "    redis.call('HSET', f, stripe, merge(fence, newest:sub(1, 32), stamp, ''))\n",
         "",
         DOUBTS + "test_an_ordered_key_is_fenced_and_an_older_read_cannot_bring_it_back",
     ),

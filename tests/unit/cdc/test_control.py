@@ -21,7 +21,7 @@ RECORDS = [
     HEARTBEAT,
     EpochStarted(source="shop", history="7:1", epoch=5, reason="first start", lsn=0x1F4, stamp=44),
     Raise(source="shop", position=Position(5, 600, 0).text, region=None, view="contact", reason="ddl"),
-    Raise(source="shop", position="", region="eu", view="contact", key="contact:1", reason="an operator"),
+    Raise(source="shop", position="", region="eu", view="contact", key="contact:1", reason="an operator", stamp=7),
     Raise(source="shop", position="", region=None, view=None, table="public.contact", reason="ddl"),
 ]
 
