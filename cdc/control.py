@@ -6,6 +6,8 @@ that a new history begins, a raise closes a scope. All are facts: applying one t
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from cdc.errors import BadRecord
@@ -19,13 +21,16 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_
     """A transactional message that the source side committed, published once Kafka had everything before it.
 
     `snapshot` is PostgreSQL's text form, taken inside the heartbeat's own transaction; `stamp` is that transaction.
-    `time_ms` is the database's clock. `barriers` maps each captured topic to the end offset of every partition
-    (index = partition) at the moment of publishing; it is also the list of topics and partitions that exist.
+    `instance` (16 hexadecimal digits) is the open stream of capture that committed it: it has one heartbeat under way at
+    a time, and may publish it late when it was replaced. `time_ms` is the database's clock. `barriers` maps each captured
+    topic to the end offset of every partition (index = partition) at the moment of publishing; it is also the list of
+    topics and partitions that exist.
     """
 
     v: int = CONTROL_VERSION
     source: str
     history: str
+    instance: str = "0" * 16
     number: int
     position: str
     stamp: int
@@ -87,6 +92,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
 
 ControlRecord = Heartbeat | EpochStarted | Raise
 
+_INSTANCE = re.compile("[0-9a-f]{16}")
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[ControlRecord] = msgspec.json.Decoder(ControlRecord)
 
@@ -106,6 +112,8 @@ def decode_control(value: bytes) -> ControlRecord:
             )
         if isinstance(record, Heartbeat):
             record.at, record.seen  # noqa: B018 - both parse, and both must
+            if not _INSTANCE.fullmatch(record.instance):
+                raise BadRecord("heartbeat of an instance that is not 16 hexadecimal digits")
         elif isinstance(record, Raise):
             _check_scope(record)
     except (msgspec.MsgspecError, ValueError) as error:

@@ -403,6 +403,7 @@ class Worker:
                     stamp=stamp_text(control.stamp),
                     limit=stamp_text(control.stamp + STAMP_MARGIN),
                     history=control.history,
+                    instance=control.instance,
                     epoch=control.position[:8],  # begins here only where its own record was missed
                     closings=whole,
                 )

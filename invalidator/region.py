@@ -183,7 +183,7 @@ class Region:
         step = request.step
         args: list[str | bytes | int] = [FORMAT, step.field, offset_text(step.expected), step.row.text]
         args += [offset_text(step.row.next_offset - 1), request.position, request.stamp, request.limit, request.history]
-        args += [request.epoch, request.stripe, len(request.owned)]
+        args += [request.epoch, request.stripe, request.instance, len(request.owned)]
         args += [part for name, offset in request.owned for part in (name, offset_text(offset))]
         args += _closings(request.closings)
         names = [request.key] if request.stripe else []

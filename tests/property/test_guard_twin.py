@@ -111,7 +111,7 @@ class Twins(RuleBasedStateMachine):
         self.client.flushdb()
         if there:
             self.cold(0, False, Row(next_offset=0))
-            self.hear(Row(next_offset=1, digest="c" * 16), "", "0" * 16, 0, 0, "00000001", None, "")
+            self.hear(Row(next_offset=1, digest="c" * 16), "", "0" * 16, 0, 0, "00000001", None, "", "a" * 16)
             self.open_everything()
 
     def next_of(self, field: str) -> int:
@@ -175,17 +175,18 @@ class Twins(RuleBasedStateMachine):
     @rule(
         row=rows, position=st.just("") | positions, stamp=stamps, slip=st.sampled_from([0, 0, 0, 1, -1]),
         owned=st.sampled_from([0, 0, 1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002"]), closing=closings,
-        key=st.sampled_from(["", "", *KEYS]),
+        key=st.sampled_from(["", "", *KEYS]), instance=st.sampled_from(["a" * 16, "a" * 16, "b" * 16]),
     )  # fmt: skip
     def hear(
-        self, row: Row, position: str, stamp: str, slip: int, owned: int, epoch: str, closing: Closing | None, key: str
-    ) -> None:
+        self, row: Row, position: str, stamp: str, slip: int, owned: int, epoch: str, closing: Closing | None, key: str,
+        instance: str,
+    ) -> None:  # fmt: skip
         step = RowStep(
             CONTROL, max(0, self.next_of(CONTROL) + slip), msgspec.structs.replace(row, next_offset=row.next_offset + 1)
         )
         request = ControlStep(
             step=step, position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
-            epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
+            instance=instance, epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
             owned=((ROWS[0], self.next_of(ROWS[0]) + owned),),
         )  # fmt: skip
         reply = self.region.hear(0, request)
