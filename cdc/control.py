@@ -21,10 +21,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_
     """A transactional message that the source side committed, published once Kafka had everything before it.
 
     `snapshot` is PostgreSQL's text form, taken inside the heartbeat's own transaction; `stamp` is that transaction.
-    `instance` (16 hexadecimal digits) is the open stream of capture that committed it: it has one heartbeat under way at
-    a time, and may publish it late when it was replaced. `time_ms` is the database's clock. `barriers` maps each captured
-    topic to the end offset of every partition (index = partition) at the moment of publishing; it is also the list of
-    topics and partitions that exist.
+    `instance` (16 hexadecimal digits) is the open stream of capture that committed it: it has one heartbeat under way
+    at a time, and may publish it late when it was replaced. `time_ms` is the database's clock. `barriers` maps each
+    captured topic to the end offset of every partition (index = partition) at the moment of publishing; it is also the
+    list of topics and partitions that exist.
     """
 
     v: int = CONTROL_VERSION

@@ -436,6 +436,9 @@ def test_a_restart_goes_on_in_the_same_epoch(place):
     (started,) = place.epochs()
     assert started.reason == "first start"
     assert epoch_of(place, 1) == epoch_of(place, 2) == started.epoch
+    records = place.records("public.contact")
+    assert 0 < started.lsn <= min(Position.parse(header(r).position).lsn for r in records)
+    assert 0 < started.stamp <= min(int(header(r).stamp, 16) for r in records)
 
 
 def test_a_dropped_slot_starts_an_epoch(place):
