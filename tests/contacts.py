@@ -10,6 +10,7 @@ from typing import Any, Self
 import psycopg
 
 from tests.fix_stack import Site
+from tests.waiting import wait_until
 
 PRELOADED = 200
 
@@ -39,6 +40,11 @@ class Load:
         for thread in self._threads:
             thread.start()
         return self
+
+    def wait_changes(self, count: int) -> None:
+        """Until so many more changes were committed."""
+        wanted = self.changes + count
+        wait_until(lambda: self.changes >= wanted or self.errors, f"{count} changes were made", seconds=60)
 
     def stop_writing(self) -> None:
         """The reader goes on: what it fills while the stream drains is what could be wrong."""
@@ -89,8 +95,11 @@ def fill_everything(site: Site, region: str) -> None:
         reader.get("contact", identity, load_contact(identity))
 
 
-def stale_entries(site: Site, region: str) -> list[str]:
-    """Contacts whose readable entry differs from the database. Asks the cache only: what misses is not stale."""
+def stale_entries(site: Site, region: str, *, at_least: int = PRELOADED // 4) -> list[str]:
+    """Contacts whose readable entry differs from the database. Asks the cache only: what misses is not stale.
+
+    Fails where fewer than `at_least` are there, which says nothing.
+    """
     truth = {row[0]: {"email": row[1], "status": row[2]} for row in site.database.execute("SELECT * FROM contacts")}
     reader = site.reader(region)
     missed = object()
@@ -103,7 +112,7 @@ def stale_entries(site: Site, region: str) -> list[str]:
         checked += 1
         if value != truth.get(identity):
             stale.append(f"contact:{identity}")
-    assert checked > PRELOADED // 4, "too few entries to say anything"
+    assert checked >= at_least, "too few entries to say anything"
     return stale
 
 
@@ -112,8 +121,8 @@ def cached_key(reader: Any, identity: int) -> bool:
     return reader._region.read(0, f"contact:{identity}", "contact", view.digest).status == "HIT"
 
 
-def stale_entries_after_reading(site: Site, region: str) -> list[str]:
+def stale_entries_after_reading(site: Site, region: str, *, at_least: int = PRELOADED // 4) -> list[str]:
     """What was cached while it happened is compared first, then read once more through the cache, compared again."""
-    found = stale_entries(site, region)
+    found = stale_entries(site, region, at_least=at_least)
     fill_everything(site, region)
     return found + stale_entries(site, region)

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from cdc.errors import TransientError
 from consumers.failpoints import VARIABLE
 from consumers.regions import open_region, read_views
 from consumers.settings import Settings, load_settings
@@ -67,27 +68,32 @@ class Site:
             lambda: psycopg.connect(self.dsn, autocommit=True),
         )
 
+    def header(self, region: str) -> dict[str, str]:
+        """The header of the region's first shard; empty when the shard is not there, or its Redis does not answer."""
+        try:
+            return open_region(self.settings, region).header(0)
+        except TransientError:
+            return {}
+
     def wait_open(self, region: str, seconds: float = 60) -> None:
         """Until every scope of the region's first shard is open."""
-        known = open_region(self.settings, region)
 
         def is_open() -> bool:
             self.check_processes()
-            scopes = [text for name, text in known.header(0).items() if name.startswith("s:")]
+            scopes = [text for name, text in self.header(region).items() if name.startswith("s:")]
             return bool(scopes) and all(text.startswith("o") for text in scopes)
 
         wait_until(is_open, f"region {region} is open", seconds=seconds)
 
     def wait_drained(self, region: str, seconds: float = 60) -> None:
         """Until the region's watermark is past everything committed before this call."""
-        known = open_region(self.settings, region)
         with self.database.cursor() as cursor:
             cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'")
             end = int((cursor.fetchone() or (0,))[0])
 
         def is_past() -> bool:
             self.check_processes()
-            return int(known.header(0).get("w", "0" * 32)[8:24], 16) >= end
+            return int(self.header(region).get("w", "0" * 32)[8:24], 16) >= end
 
         wait_until(is_past, f"region {region} has applied everything up to {end:x}", seconds=seconds)
 
@@ -103,6 +109,14 @@ class Site:
         lines = (line for path in self.directory.glob("*.log") for line in path.read_text().splitlines())
         records = (json.loads(line) for line in lines if line.startswith("{"))
         return [record for record in records if record.get("event") == event]
+
+    def alarms(self) -> list[str]:
+        """The kind of every alarm of every process, each process' in order."""
+        return [record["kind"] for record in self.logged("alarm")]
+
+    def wait_alarm(self, kind: str, seconds: float = 30) -> None:
+        """Until an alarm of that kind was raised."""
+        wait_until(lambda: kind in self.alarms(), f"alarm {kind} is raised", seconds=seconds)
 
     def stop(self) -> None:
         """End every process that is still there."""
