@@ -70,16 +70,21 @@ class Checkpoints:
         self.topic_ids: dict[str, str] = {}
         """As of the last `find`."""
 
-    def find(self, owned: Iterable[Partition], gap: str, *, believed: bool) -> Standing:
+    def find(self, owned: Iterable[Partition], gap: str, *, believed: Mapping[int, Mapping[str, int]]) -> Standing:
         """Read every shard's header, make shards that are not there, close what cannot be continued.
 
-        `gap` says what Kafka reported missing, if it did; `believed`: this process knew the region's shards before.
+        `gap` says what Kafka reported missing, if it did; `believed`: next offsets that each shard has acknowledged to
+        this process.
         """
         self._region.prepare()
-        self.topic_ids = self.read_topic_ids()
+        ids_before, self.topic_ids = self.topic_ids, self.read_topic_ids()
         headers = {}
         for shard in range(self._region.layout.shards):
-            header = self._region.header(shard) or self._start_cold(shard, alarm=believed)
+            header = self._region.header(shard)
+            if header:
+                self._compare(shard, header, believed.get(shard, {}), ids_before)
+            else:
+                header = self._start_cold(shard, alarm=bool(believed))
             closed = self._close_for_kafka(shard, header, owned, gap) | self._close_for_views(shard, header)
             headers[shard] = self._region.header(shard) if closed else header
         rows = {
@@ -108,6 +113,22 @@ class Checkpoints:
     def control_end(self) -> int:
         """The point from which heartbeats count for what closes now."""
         return self._control.bounds(self._control_partition)[1]
+
+    def _compare(
+        self, shard: int, header: Mapping[str, str], believed: Mapping[str, int], topic_ids: Mapping[str, str]
+    ) -> None:
+        """What was acknowledged and is not there any more, Redis has lost.
+
+        A broken connection is all that a worker sees of most roll-backs and fail-overs: only the rows tell.
+        """
+        for name, offset in believed.items():
+            row = Row.parse(header[name]) if name in header else Row(next_offset=0)
+            made_again = row.topic_id not in (UNKNOWN_TOPIC, topic_ids.get(_topic(name)))  # other offsets altogether
+            if row.next_offset < offset and not made_again:
+                stands = f"shard {shard} stands at {row.next_offset} of {name.removeprefix('t:')}"
+                lost = f"{stands} after it had acknowledged {offset}"
+                self._alarms.up(Alarm.REWOUND, f"{lost}: redis lost data and is brought forward")
+                return
 
     def _start_cold(self, shard: int, *, alarm: bool) -> dict[str, str]:
         """Begin at the end of everything: closed, until heartbeats prove what was jumped over."""
@@ -188,6 +209,11 @@ class Checkpoints:
         views = ", ".join(sorted(name.removeprefix("s:") for name in changed))
         self._alarms.up(Alarm.CLOSED, f"views {views}: new, changed or gone since the region was planned last")
         return True
+
+
+def _topic(field: str) -> str:
+    """The topic of a row."""
+    return field.removeprefix("t:").rpartition("/")[0]
 
 
 def closed_scopes(header: dict[str, str]) -> int:

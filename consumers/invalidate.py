@@ -35,6 +35,7 @@ from consumers.telemetry import WorkerMetrics
 from invalidator.guard import Beat, Close, Closing, ControlStep, Outcome, Pass, RowStep
 from invalidator.layout import REGION_SCOPE, row_field, view_scope
 from invalidator.plan import Planner
+from invalidator.redis_errors import Remedy
 from invalidator.region import Applied, Region, RegionFault, Submitted
 from invalidator.views import Views
 
@@ -79,10 +80,7 @@ class _Moved(Exception):
 
 
 _MOVES = {
-    Outcome.REWIND: (
-        Alarm.REWOUND,
-        "redis stands before what it had acknowledged: it lost data and is brought forward",
-    ),
+    Outcome.REWIND: (None, "redis stands before what was expected"),  # the alarm comes when the rows are looked for
     Outcome.DISPLACED: (Alarm.DISPLACED, "another worker, or one with other views, moved rows of ours"),
     Outcome.COLD: (None, "the shard is gone"),  # the alarm comes when it is made again
     Outcome.REFUSED: (Alarm.DISPLACED, "the region is of another epoch than was believed"),
@@ -130,6 +128,7 @@ class Worker:
         self._passed_at: float | None = None
         self._closed: dict[int, int] = {}
         self._fault = ""
+        self._full = False
         data.before_loss(self._settle)
 
     @property
@@ -176,7 +175,6 @@ class Worker:
             self._lose_footing()  # a script may or may not have run: ask the rows
             self._note_fault(error)
             raise
-        self._fault = ""
         return len(records)
 
     def finish(self) -> None:
@@ -192,16 +190,15 @@ class Worker:
         self._region.abandon()
 
     def _note_fault(self, error: TransientError) -> None:
-        """An alarm when Redis begins to fail, not at every try."""
-        if isinstance(error, RegionFault) and not self._fault:
+        """An alarm when Redis begins to fail, not at every try; none for a library that is loaded again at once."""
+        if isinstance(error, RegionFault) and error.remedy is not Remedy.RELOAD and not self._fault:
             self._fault = str(error)
             self._alarms.up(Alarm.REDIS, str(error), fault=error.kind)
 
     def _find_rows(self) -> None:
         self._settle()
-        believed = bool(self._next)
         owned = self._data.owned()
-        standing = self._checkpoints.find(owned, self._gap, believed=believed)
+        standing = self._checkpoints.find(owned, self._gap, believed=self._next)
         self._gap = ""
         self._next, self._closed, self._epoch = standing.next, standing.closed, standing.epoch
         self._intake.sequences = dict(standing.sequences)
@@ -223,8 +220,16 @@ class Worker:
         now = time.monotonic()
         if now >= self._topics_due:
             self._topics_due = now + self._limits.topic_check_seconds
+            self._check_room()
             if self._checkpoints.read_topic_ids() != self._checkpoints.topic_ids:
                 raise _Moved("topics changed")
+
+    def _check_room(self) -> None:
+        """A full Redis loses stale entries and takes no new ones: right, and of no use."""
+        full = self._region.is_full()
+        if full and not self._full:
+            self._alarms.up(Alarm.REDIS, "redis is full and evicts nothing of ours: raise maxmemory", fault="OOM")
+        self._full = full
 
     # -- data records ------------------------------------------------------------------------------------------------
 
@@ -282,6 +287,7 @@ class Worker:
             applied = submitted.applied()
             if applied.outcome is not Outcome.APPLIED:
                 self._move(applied.outcome)
+            self._fault = ""  # what ends an outage is a write: a turn may have had nothing to write
             self._next[shard].update(part.reached)
             self._count(submitted, applied)
             if part.closings:
@@ -349,6 +355,7 @@ class Worker:
             heard = self._region.hear(shard, step)
             if heard.outcome is not Outcome.APPLIED:
                 self._move(heard.outcome)
+            self._fault = ""
             self._restored(heard.restored)
             self._next[shard][self._control_field] = record.offset + 1
             if step.closings:

@@ -127,6 +127,13 @@ class Region:
         """How many fences the shard keeps, the one for all other stripes included; 0 when the hash is gone."""
         return int(self._call("HLEN", self.layout.fences_key(shard)))
 
+    def is_full(self) -> bool:
+        """Whether fills are refused for want of memory. Our other scripts run all the same, so none of them tells."""
+        info: dict[str, Any] = self._call("INFO", "memory")
+        counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
+        makes_room = info["maxmemory_policy"].startswith("allkeys")
+        return bool(0 < info["maxmemory"] < counted and not makes_room)
+
     def apply(self, shard: int, batch: Batch) -> Applied:
         """Apply one batch atomically. Safe to repeat: rows are compared first."""
         return self.submit(shard, batch).applied()
@@ -253,7 +260,7 @@ class Region:
         except redis.TimeoutError as error:
             raise self._judged(str(error), UNANSWERED, error) from error
         except (redis.ConnectionError, OSError) as error:
-            fault = judge(str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
+            fault = judge(_code(error) + str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
             raise self._judged(str(error), UNREACHABLE if fault is UNKNOWN else fault, error) from error
         except redis.ResponseError as error:
             raise self._judged(str(error), judge(_code(error) + str(error)), error) from error
@@ -284,6 +291,7 @@ class Submitted:
 
 
 _CODES: dict[type[Exception], str] = {
+    redis.BusyLoadingError: "LOADING ",
     redis.exceptions.OutOfMemoryError: "OOM ",
     redis.exceptions.ReadOnlyError: "READONLY ",
     redis.exceptions.NoPermissionError: "NOPERM ",
@@ -295,7 +303,7 @@ _CODES: dict[type[Exception], str] = {
 }
 
 
-def _code(error: redis.ResponseError) -> str:
+def _code(error: Exception) -> str:
     """The error's code, which redis-py takes off the text of those that it has a class for."""
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
 
