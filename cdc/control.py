@@ -6,7 +6,7 @@ that a new history begins, a raise closes a scope. All are facts: applying one t
 
 from __future__ import annotations
 
-import re
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +15,13 @@ from cdc.events import Position, Stamp
 from cdc.snapshots import Snapshot, parse_pg_snapshot
 
 CONTROL_VERSION = 1
+
+# What is written as fixed-width text further on must fit: anything else is a record that cannot be read.
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=(1 << 47) - 1)]
+EpochNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+PositionText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+InstanceText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_field="kind"):
@@ -30,13 +37,13 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_
     v: int = CONTROL_VERSION
     source: str
     history: str
-    instance: str = "0" * 16
+    instance: InstanceText = "0" * 16
     number: int
-    position: str
-    stamp: int
+    position: PositionText
+    stamp: Count
     snapshot: str
-    time_ms: int
-    barriers: dict[str, list[int]]
+    time_ms: Milliseconds
+    barriers: dict[str, list[Count]]
 
     @property
     def at(self) -> Position:
@@ -64,10 +71,10 @@ class EpochStarted(msgspec.Struct, frozen=True, kw_only=True, tag="epoch", tag_f
     v: int = CONTROL_VERSION
     source: str
     history: str
-    epoch: int
+    epoch: EpochNumber
     reason: str
-    lsn: int = 0
-    stamp: int = 0
+    lsn: Count = 0
+    stamp: Count = 0
 
 
 class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="kind"):
@@ -87,12 +94,11 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
     reason: str
     table: str | None = None
     key: str | None = None
-    stamp: int = 0
+    stamp: Count = 0
 
 
 ControlRecord = Heartbeat | EpochStarted | Raise
 
-_INSTANCE = re.compile("[0-9a-f]{16}")
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[ControlRecord] = msgspec.json.Decoder(ControlRecord)
 
@@ -112,11 +118,9 @@ def decode_control(value: bytes) -> ControlRecord:
             )
         if isinstance(record, Heartbeat):
             record.at, record.seen  # noqa: B018 - both parse, and both must
-            if not _INSTANCE.fullmatch(record.instance):
-                raise BadRecord("heartbeat of an instance that is not 16 hexadecimal digits")
         elif isinstance(record, Raise):
             _check_scope(record)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadRecord(f"control record cannot be read: {error}") from error
     return record
 

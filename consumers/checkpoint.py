@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import structlog
 
+from cdc.errors import TransientError
 from consumers.alarms import Alarm, Alarms
 from consumers.stream import Partition, Place, Stream
 from consumers.telemetry import WorkerMetrics
@@ -49,6 +50,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     position: str
     stamp: str
+    reviewed: int
+    """Control records before this offset are heard once more: a shard has jumped."""
 
 
 class Checkpoints:
@@ -67,6 +70,7 @@ class Checkpoints:
         self._control = control
         self._metrics = metrics
         self._alarms = alarms
+        self._reviewed = 0
         self.topic_ids: dict[str, str] = {}
         """As of the last `find`."""
 
@@ -77,6 +81,7 @@ class Checkpoints:
         this process.
         """
         self._region.prepare()
+        self._reviewed = 0
         ids_before, self.topic_ids = self.topic_ids, self.read_topic_ids()
         headers = {}
         for shard in range(self._region.layout.shards):
@@ -87,6 +92,8 @@ class Checkpoints:
                 header = self._start_cold(shard, alarm=bool(believed))
             closed = self._close_for_kafka(shard, header, owned, gap) | self._close_for_views(shard, header)
             headers[shard] = self._region.header(shard) if closed else header
+            if not headers[shard]:
+                raise TransientError(f"region {self._region.name}: shard {shard} is gone again")
         rows = {
             shard: {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
             for shard, header in headers.items()
@@ -99,6 +106,7 @@ class Checkpoints:
             sequences={row_field(*p): _hindmost(rows, row_field(*p))[1] for p in owned},
             closed={shard: closed_scopes(header) for shard, header in headers.items()},
             epoch=epoch,
+            reviewed=self._reviewed,
             **_newest(epoch, headers, rows),
         )
 
@@ -148,29 +156,38 @@ class Checkpoints:
 
     def _control_row(self) -> tuple[str, Row]:
         first, end = self._control.bounds(self._control_partition)
+        self._reviewed = max(self._reviewed, end)
         return self._control_field, self.row(self._control_partition[0], max(first, end - CONTROL_REVIEW_RECORDS))
 
     def _close_for_kafka(self, shard: int, header: dict[str, str], owned: Iterable[Partition], gap: str) -> bool:
-        """A row that Kafka's partition does not continue is a gap: close, go on from the end."""
-        broken = [p for p in owned if self._is_broken(self._data, p, header.get(row_field(*p)))]
-        lost_control = self._is_broken(self._control, self._control_partition, header.get(self._control_field))
-        if not broken and not lost_control and not gap:
+        """A row that Kafka's partition does not continue is a gap: close, go on from the end.
+
+        A gap that Kafka reported itself (`gap`) names no row: everything that we own goes on from its end.
+        """
+        unknown = [p for p in owned if row_field(*p) not in header and self._data.bounds(p)[0] > 0]
+        broken = [p for p in owned if gap or (p not in unknown and self._is_broken(self._data, p, header))]
+        lost_control = self._is_broken(self._control, self._control_partition, header)
+        if not broken and not lost_control and not gap and not unknown:
             return False
-        rows = self._end_rows(broken)
+        rows = self._end_rows({*broken, *unknown})
         offset = self.control_end()
         if lost_control:
             rows.append(self._control_row())
-        self._region.close(
-            shard,
-            Close(
-                closings=(Closing(REGION_SCOPE, offset),),
-                control_restart=offset if lost_control else None,
-                rows=tuple(rows),
-            ),
-        )
+        whole = bool(broken or lost_control or gap)
+        closings = (Closing(REGION_SCOPE, offset),) if whole else self._closings_of(unknown, offset)
+        request = Close(closings=closings, control_restart=offset if lost_control else None, rows=tuple(rows))
+        self._region.close(shard, request)
         return True
 
-    def _is_broken(self, stream: Stream, partition: Partition, text: str | None) -> bool:
+    def _closings_of(self, partitions: Iterable[Partition], offset: int) -> tuple[Closing, ...]:
+        """The views of tables whose first records expired before this region read any: nothing else was lost."""
+        tables = {self._tables[topic] for topic, _ in partitions}
+        views = sorted({view.name for table in tables for view, _ in self._views.by_table[table]})
+        self._alarms.up(Alarm.CLOSED, f"views {', '.join(views)}: the first records of their tables have expired")
+        return tuple(Closing(view_scope(view), offset) for view in views)
+
+    def _is_broken(self, stream: Stream, partition: Partition, header: Mapping[str, str]) -> bool:
+        text = header.get(row_field(*partition))
         row = self.row(partition[0], 0) if text is None else Row.parse(text)
         first, end = stream.bounds(partition)
         now = self.topic_ids.get(partition[0], UNKNOWN_TOPIC)
@@ -223,7 +240,9 @@ def closed_scopes(header: dict[str, str]) -> int:
 
 def _hindmost(rows: dict[int, dict[str, Row]], name: str) -> tuple[Place, int]:
     """Where reading goes on where shards differ, and the sequence there. A missing row begins at 0."""
-    row = min((of.get(name) or Row(next_offset=0) for of in rows.values()), key=lambda row: row.next_offset)
+    known = [of.get(name) or Row(next_offset=0) for of in rows.values()]
+    # Of those at one place, the one that knows its sequence: another may have jumped there.
+    row = min(known, key=lambda row: (row.next_offset, -row.sequence))
     return Place(row.next_offset, row.leader_epoch if row.next_offset else -1), row.sequence
 
 

@@ -38,6 +38,9 @@ class Stream(Protocol):
     def owned(self) -> frozenset[Partition]:
         """The partitions that are this process's now; those of a group move between its members."""
 
+    def moves(self) -> int:
+        """How often partitions came or went: those that went and came back are read from nowhere until `assign`."""
+
     def assign(self, places: Mapping[Partition, Place]) -> None:
         """Read exactly these partitions, from these places."""
 

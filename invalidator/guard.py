@@ -118,7 +118,7 @@ class ControlStep(msgspec.Struct, frozen=True, kw_only=True):
     """One control record, and what it causes in the same step. `owned`: the caller's rows.
 
     `position`, `stamp`, `limit` (the highest stamp that may be claimed now) and `instance` (16 digits, the capture that
-    sent it) are of a heartbeat. `epoch` (8 digits) begins only once, and `closings` that come with it happen only then.
+    sent it) are of a heartbeat. `epoch` (8 digits) begins, and the region closes, once.
     `key` and its `stripe` are fenced by `stamp`, a transaction of the order's own.
     """
 
@@ -341,14 +341,13 @@ def hear(shard: Shard, request: ControlStep) -> tuple[Outcome, int]:
     outcome = outcome or _compare(shard, [request.step], digest, Outcome.APPLIED)
     if outcome is not None:
         return outcome, 0
-    begins = request.epoch > shard.epoch
-    if begins:
+    if request.epoch > shard.epoch:
+        _close_scopes(shard, (Closing(REGION_SCOPE, request.step.row.next_offset),))
         shard.header["e"] = request.epoch + shard.header["e"][8] + request.history
         shard.header.pop("b", None)
     if request.position[:8] > shard.epoch:
         return Outcome.REFUSED, 0
-    if begins or not request.epoch:
-        _close_scopes(shard, request.closings)
+    _close_scopes(shard, request.closings)
     restored = _fence_key(shard, request) if request.stripe else 0
     if request.position and request.position[:8] == shard.epoch:
         if len(shard.header["e"]) == 9:

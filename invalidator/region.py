@@ -110,6 +110,7 @@ class Region:
         self.layout = layout
         self._client = client
         self._line: Any = None  # the connection on which batches are sent ahead of their replies
+        self._unanswered = 0
 
     def prepare(self) -> None:
         """Load the function library unless exactly this one is there."""
@@ -159,11 +160,13 @@ class Region:
             if self._line is None:
                 self._line = self._client.connection_pool.get_connection()
             self._line.send_packed_command(self._line.pack_command("FCALL", "sp1_apply", len(keys), *keys, *args))
+            self._unanswered += 1
         return Submitted(self, batch)
 
     def abandon(self) -> None:
         """Give up replies that were not asked for: whether those batches were applied, the rows tell."""
         line, self._line = self._line, None
+        self._unanswered = 0
         if line is not None:
             line.disconnect()
             self._client.connection_pool.release(line)
@@ -231,6 +234,10 @@ class Region:
     def _answer(self) -> list[bytes]:
         with self._judging():
             reply: list[bytes] = self._line.read_response()
+        self._unanswered -= 1
+        if not self._unanswered:  # the pool looks whether it is still alive before it lends it again
+            line, self._line = self._line, None
+            self._client.connection_pool.release(line)
         return reply
 
     def _function(

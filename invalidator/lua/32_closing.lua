@@ -36,11 +36,12 @@ local function close_scopes(h, f, ARGV, at)
   return at
 end
 
--- Begins an epoch; false when it, or a later one, began already.
-local function begin_epoch(h, epoch, history)
+-- Begins an epoch, unless it or a later one began already: the region closes from control offset `offset` on.
+local function begin_epoch(h, f, epoch, history, offset)
   local old = redis.call('HGET', h, 'e')
-  if old:sub(1, 8) >= epoch then return false end
-  redis.call('HSET', h, 'e', epoch .. old:sub(9, 9) .. history)
+  if old:sub(1, 8) >= epoch then return end
+  redis.call('HSET', h, 's:', closed(redis.call('HGET', h, 's:'), '', offset))
+  drop_fences(h, f)
   redis.call('HDEL', h, 'b')
-  return true
+  redis.call('HSET', h, 'e', epoch .. old:sub(9, 9) .. history)
 end

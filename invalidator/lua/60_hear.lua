@@ -4,7 +4,7 @@
 -- KEYS: header, fences, and the entry that is fenced, if any.
 -- ARGV: version; control row's field, expected next, new row; offset of this record; position (32) of the heartbeat or
 --   '', its stamp or that of an order for a key, the highest stamp that may be claimed now, its history; epoch that begins
---   or '' (the scopes are then closed only if it does); stripe of the fenced key or ''; capture that sent the heartbeat (16); number of rows; per row that the caller owns: field,
+--   or '' (the region then closes, once); stripe of the fenced key or ''; capture that sent the heartbeat (16); number of rows; per row that the caller owns: field,
 --   expected next; number of scopes to close; per scope: field, control offset, digest of the view or ''.
 -- Reply: outcome, 1 if a lost fence hash was re-made; REFUSED when the heartbeat is of an epoch that has not begun here.
 
@@ -43,10 +43,10 @@ local function hear(KEYS, ARGV)
   local outcome = compare(h, owned, digest, 'DISPLACED') or compare(h, {{ARGV[2], ARGV[3], ARGV[4]}}, digest, 'APPLIED')
   if outcome then return outcome end
   local position, offset = ARGV[6], ARGV[5]
-  local begins = ARGV[10] ~= '' and begin_epoch(h, ARGV[10], ARGV[9])
+  if ARGV[10] ~= '' then begin_epoch(h, f, ARGV[10], ARGV[9], ARGV[4]:sub(1, 16)) end
   local epoch = redis.call('HGET', h, 'e')
   if position:sub(1, 8) > epoch:sub(1, 8) then return {'REFUSED'} end
-  if ARGV[10] == '' or begins then close_scopes(h, f, ARGV, 14 + 2 * rows) end
+  close_scopes(h, f, ARGV, 14 + 2 * rows)
   if ARGV[11] ~= '' then restored = fence_key(h, f, KEYS[3], ARGV[11], ARGV[7]) end
   if position ~= '' and position:sub(1, 8) == epoch:sub(1, 8) then
     if #epoch == 9 then redis.call('HSET', h, 'e', epoch .. ARGV[9]) end
