@@ -61,6 +61,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     topic_check_seconds: float = 10.0
     fetch_timeout_seconds: float = 0.1
     control_timeout_seconds: float = 10.0
+    closed_alarm_seconds: float = 60.0
 
 
 class _Waiting(msgspec.Struct, frozen=True):
@@ -129,6 +130,7 @@ class Worker:
         self._under_way: list[tuple[int, Slice, Submitted]] = []
         self._passed_at: float | None = None
         self._closed: dict[int, int] = {}
+        self._closed_since: float | None = None
         self._watermarks: dict[int, str] = {}
         self._fault = ""
         self._full = False
@@ -160,6 +162,7 @@ class Worker:
                 self._find_rows()
             self._hear_waiting()
             self._check_topics()
+            self._check_closed()
             records = self._data.fetch(self._limits.batch_records, self._limits.fetch_timeout_seconds)
             if self._data.moves() != self._moves:
                 return 0  # partitions came or went while we fetched: start from their rows
@@ -542,6 +545,21 @@ class Worker:
             self._passed_at = time.monotonic()  # told by a worker whose rows were behind ours, too
         self._watermarks[shard] = watermark
         self._show_closed()
+
+    def _check_closed(self) -> None:
+        """A scope opens after about a second: one that stays closed waits for something that a person can find."""
+        now = time.monotonic()
+        if not any(self._closed.values()):
+            self._closed_since = None
+        elif self._closed_since is None:
+            self._closed_since = now
+        elif now - self._closed_since > self._limits.closed_alarm_seconds:
+            self._closed_since = now  # and again after as long
+            self._alarms.up(
+                Alarm.STUCK,
+                f"{self.doubt}, and it takes more than {self._limits.closed_alarm_seconds:.0f} s: look whether capture runs"
+                " and what it waits for: SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start",
+            )
 
     def _show_closed(self) -> None:
         self._metrics.closed_scopes.set(sum(self._closed.values()))
