@@ -555,11 +555,8 @@ class Worker:
             self._closed_since = now
         elif now - self._closed_since > self._limits.closed_alarm_seconds:
             self._closed_since = now  # and again after as long
-            self._alarms.up(
-                Alarm.STUCK,
-                f"{self.doubt}, and it takes more than {self._limits.closed_alarm_seconds:.0f} s: look whether capture runs"
-                " and what it waits for: SELECT pid, xact_start FROM pg_stat_activity ORDER BY xact_start",
-            )
+            hint = "look whether capture runs, and for old transactions in the database's pg_stat_activity"
+            self._alarms.up(Alarm.STUCK, f"{self.doubt}, and it takes long: {hint}")
 
     def _show_closed(self) -> None:
         self._metrics.closed_scopes.set(sum(self._closed.values()))

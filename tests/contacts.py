@@ -51,6 +51,14 @@ class Load:
         self._stop_writing.set()
         self._threads[0].join(20)
 
+    def wait_filled(self) -> None:
+        """Until the reader has filled enough for a comparison to say something."""
+        reader = self._site.reader(self._region)
+        wait_until(
+            lambda: self.errors or sum(cached_key(reader, i) for i in range(PRELOADED)) > PRELOADED // 2,
+            "the reader has filled half of the entries", seconds=60,
+        )  # fmt: skip
+
     def __exit__(self, *_: object) -> None:
         self._stop_writing.set()
         self._stop.set()

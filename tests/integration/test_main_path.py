@@ -102,6 +102,7 @@ def test_a_killed_capture_and_a_killed_worker_leave_no_gap(site: Site) -> None:
             capture = site.start("capture")
         load.stop_writing()
         site.wait_drained("eu", seconds=90)
+        load.wait_filled()
     assert not load.errors
     assert stale_entries_after_reading(site, "eu") == []
     assert site.logged("alarm") == []
