@@ -162,11 +162,14 @@ class Checkpoints:
     def _close_for_kafka(self, shard: int, header: dict[str, str], owned: Iterable[Partition], gap: str) -> bool:
         """A row that Kafka's partition does not continue is a gap: close, go on from the end.
 
-        A gap that Kafka reported itself (`gap`) names no row: everything that we own goes on from its end.
+        Where Kafka reported a gap itself (`gap`) and no row shows it, everything that we own goes on from its end.
         """
         unknown = [p for p in owned if row_field(*p) not in header and self._data.bounds(p)[0] > 0]
-        broken = [p for p in owned if gap or (p not in unknown and self._is_broken(self._data, p, header))]
-        lost_control = self._is_broken(self._control, self._control_partition, header)
+        cut = self._cut(header, owned)
+        broken = [p for p in owned if p not in unknown and self._is_broken(self._data, p, header, cut)]
+        lost_control = self._is_broken(self._control, self._control_partition, header, cut)
+        if gap and not broken and not lost_control:
+            broken = list(owned)
         if not broken and not lost_control and not gap and not unknown:
             return False
         rows = self._end_rows({*broken, *unknown})
@@ -186,7 +189,20 @@ class Checkpoints:
         self._alarms.up(Alarm.CLOSED, f"views {', '.join(views)}: the first records of their tables have expired")
         return tuple(Closing(view_scope(view), offset) for view in views)
 
-    def _is_broken(self, stream: Stream, partition: Partition, header: Mapping[str, str]) -> bool:
+    def _cut(self, header: dict[str, str], owned: Iterable[Partition]) -> frozenset[Partition]:
+        """Partitions that were given to a broker without the records that the shard has applied."""
+        places = {}
+        for partition in (*owned, self._control_partition):
+            text = header.get(row_field(*partition))
+            exists = self.topic_ids.get(partition[0]) == (text or "")[16:48]
+            if text is not None and exists:
+                row = Row.parse(text)
+                places[partition] = Place(row.next_offset, row.leader_epoch)
+        return self._data.cut(places)
+
+    def _is_broken(
+        self, stream: Stream, partition: Partition, header: Mapping[str, str], cut: frozenset[Partition]
+    ) -> bool:
         text = header.get(row_field(*partition))
         row = self.row(partition[0], 0) if text is None else Row.parse(text)
         first, end = stream.bounds(partition)
@@ -194,8 +210,11 @@ class Checkpoints:
         if UNKNOWN_TOPIC not in (row.topic_id, now) and row.topic_id != now:
             self._alarms.up(Alarm.GAP, f"topic {partition[0]} was deleted and made again")
             return True
+        place = f"{partition[0]}/{partition[1]}"
+        if partition in cut:
+            self._alarms.up(Alarm.GAP, f"{place}: truncation, kafka has lost records before {row.next_offset}")
+            return True
         if not first <= row.next_offset <= end:
-            place = f"{partition[0]}/{partition[1]}"
             self._alarms.up(Alarm.GAP, f"{place}: row at {row.next_offset}, kafka has {first} to {end}")
             return True
         return False
