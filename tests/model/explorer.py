@@ -8,6 +8,7 @@ and environments than states. Nothing of the guard is written anew: all that cha
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Hashable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -97,9 +98,9 @@ class _Explorer:
     def run(self, states_max: int) -> Result:
         first = self._first()
         parents: dict[tuple[int, ...], tuple[int, ...] | None] = {first: None}
-        stack = [first]
-        while stack:
-            state = stack.pop()
+        waiting = deque([first])  # breadth first: the first trace is a shortest one
+        while waiting:
+            state = waiting.popleft()
             violation = self._judge(state)
             if violation:
                 return self._result(parents, state, violation, complete=False)
@@ -111,7 +112,7 @@ class _Explorer:
                     return self._result(parents, following, broken, complete=False)
                 if following not in parents:
                     parents[following] = state
-                    stack.append(following)
+                    waiting.append(following)
             if not moved:
                 violation = self._outlook(state)
                 if violation:
@@ -190,6 +191,8 @@ class _Explorer:
         """A reply that is swallowed, after which the worker sends again or looks again; a script that runs later."""
         env, shard, *minds, readers, saved, faults, held = state
         spent = self._spend(faults, "swallow")
+        if self._steps.values[step][0] in ("cold", "close"):
+            spent = None  # the worker looks again in either case: as if it restarted
         if spent is not None:
             minds[i] = lost
             yield (env, shard2, *minds, readers, saved, spent, held), "", f"worker {i} {label}; the reply is swallowed"
@@ -266,7 +269,10 @@ class _Explorer:
             mind2 = workers.find(self._guard, self._world, env, changed, mind, gap)
             shard2 = self._shards(freeze(changed))
             travel = self._time_travel(shard, shard2)
-            found.append((f"looks for its rows {gap}", shard2, self._minds(mind2), number, NOTHING, travel))
+            request = workers.first_request(self._guard, self._world, env, thaw(self._guard, self._shards.values[shard]), mind, gap)
+            step = NOTHING if request is None else self._steps(request)
+            lost = self._minds(mind.astray())
+            found.append((f"looks for its rows {gap}", shard2, self._minds(mind2), lost, step, travel))
         else:
             astray = self._minds(mind.astray())
             for step in workers.steps(self._world, env, mind):
@@ -425,6 +431,10 @@ def send(shipped: ModuleType, shard: Any, call: str, request: Any) -> str:
             reply = shipped.apply(shard, request)
         case "hear":
             reply = shipped.hear(shard, request)
+        case "cold":
+            return str(shipped.cold(shard, *request))
+        case "close":
+            return str(shipped.close(shard, request))
         case "pass":
             reply = shipped.pass_heartbeat(shard, request)
         case _:

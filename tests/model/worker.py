@@ -76,7 +76,7 @@ def is_gap(env: Env, mind: Mind) -> bool:
     )  # fmt: skip
 
 
-def find(guard: ModuleType, world: World, env: Env, shard: Any, mind: Mind, gap: str) -> Mind:
+def find(guard: Any, world: World, env: Env, shard: Any, mind: Mind, gap: str) -> Mind:
     """Look for the rows, making and closing what must be; `shard` changes."""
     kafka = _Kafka(world, env)
     checkpoints = Checkpoints(
@@ -95,6 +95,36 @@ def find(guard: ModuleType, world: World, env: Env, shard: Any, mind: Mind, gap:
         beats=mind.beats,
         sequences=tuple(standing.sequences[name] for name in fields),
     )
+
+
+def first_request(
+    guard: ModuleType, world: World, env: Env, shard: Any, mind: Mind, gap: str
+) -> tuple[str, Any] | None:
+    """The first script that a search for the rows sends, if any: it may take long, and the worker give up."""
+    try:
+        find(_Recorder(guard), world, env, shard, mind, gap)
+    except _Recorded as recorded:
+        return recorded.request
+    return None
+
+
+class _Recorded(Exception):
+    def __init__(self, call: str, request: Any) -> None:
+        super().__init__(call)
+        self.request = (call, request)
+
+
+class _Recorder:
+    """In place of the guard: what would be sent."""
+
+    def __init__(self, guard: ModuleType) -> None:
+        self._guard = guard
+
+    def cold(self, shard: Any, offset: int, views: Any, rows: Any) -> None:
+        raise _Recorded("cold", (offset, tuple(views), tuple(rows)))
+
+    def close(self, shard: Any, request: Any) -> None:
+        raise _Recorded("close", request)
 
 
 def _hearing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
@@ -229,7 +259,7 @@ class _Region:
     name = "model"
     layout = LAYOUT
 
-    def __init__(self, guard: ModuleType, shard: Any) -> None:
+    def __init__(self, guard: Any, shard: Any) -> None:
         self._guard = guard
         self._shard = shard
 
