@@ -54,11 +54,12 @@ TOGETHER = World("batches", (A, A), (V,), Budget(), readers=1, owned=ALL, record
 AGAIN = World("sent again", (A, A), (V,), Budget(beats=1, redeliver=1), readers=1, owned=ALL)
 ROW = World("one row", (A, A), (R,), Budget(), readers=2, owned=((0,),), partitions=TABLE_A)
 MOVED = World("a row changes its partition", (A, B), (R,), Budget(), partitions=PARTITIONS_A, owned=ALL, readers=1)
+GONE = World("records expire", (A,), (V,), Budget(beats=3, expire=1), **ONE)
 EPOCH = World("epoch", (A,), (V,), Budget(epoch=1), **ONE)
 
 CLAUSES = [
     Clause("a fill is not checked against the stripe", ', ("stripe", stripe)):', "):", WARM),
-    Clause("a fill is not checked against the region", '(("region", region.fence), ', "(", COLD),
+    Clause("a fill is not checked against the region", '(("region", region.fence), ', "(", GONE),
     Clause("a fill is not checked against the view", '("view", view.fence), ', "", TRUNCATES),
     Clause(
         "a fence shrinks by a heartbeat that the change was logged before",
@@ -97,13 +98,13 @@ CLAUSES = [
         "a scope opens at the second heartbeat",
         "scope.heartbeats == 3 and scope.third <= request.position",
         "scope.heartbeats >= 2",
-        COLD,
+        COLD._replace(budget=Budget(beats=2, late=1)),
     ),
     Clause(
         "a scope opens before every row has passed the third heartbeat",
         "scope.heartbeats == 3 and scope.third <= request.position",
         "scope.heartbeats == 3",
-        COLD,
+        COLD._replace(owned=((0,), ())),
     ),
     Clause("rows behind a barrier do not matter", "if behind or shard.epoch", "if shard.epoch", COLD),
     Clause(

@@ -102,7 +102,7 @@ class Env(NamedTuple):
     seen: frozenset[int]  # xids
     running: Beat | None
     outstanding: int  # index in the log of a heartbeat that is not published, or -1
-    late: Published | None
+    late: tuple[Published, ...]
     records: tuple[tuple[tuple[int, int, int, int], ...], ...]  # per partition: log index, transaction, write, epoch
     first: tuple[int, ...]
     control: tuple[Published | int | str, ...]  # an int: an epoch begins; a str: an order
@@ -127,7 +127,7 @@ def first_env(world: World) -> Env:
     none = (0,) * len(world.partitions)
     control = (1, *(Published(at, beat, none, 1) for at, beat in enumerate(beats)))
     seen = frozenset((SETTLED_XID, *(beat.xid for beat in beats)))
-    return Env(beats, seen, None, -1, None, ((),) * len(none), none, control, 1, False, world.budget)
+    return Env(beats, seen, None, -1, (), ((),) * len(none), none, control, 1, False, world.budget)
 
 
 def _text(seen: frozenset[int], known: tuple[int, ...]) -> str:
@@ -210,14 +210,15 @@ def _heartbeats(world: World, env: Env) -> Iterator[tuple[str, Env]]:
         published = Published(at, beat, tuple(len(records) for records in env.records), env.epoch)
         told = env._replace(outstanding=-1, control=(*env.control, published))
         yield f"the heartbeat at {at} is published", told
-        if env.budget.late and env.late is None:
+        if env.budget.late:
             spent = env.budget._replace(late=env.budget.late - 1)
-            yield "capture is replaced while it publishes", env._replace(outstanding=-1, late=published, budget=spent)
+            held = env._replace(outstanding=-1, late=(*env.late, published), budget=spent)
+            yield "capture is replaced while it publishes", held
     elif env.budget.beats and not env.broken:
         yield from _beginnings(world, env)
-    if env.late is not None:
-        late = env._replace(control=(*env.control, env.late), late=None)
-        yield "the old capture's heartbeat is published late", late
+    for i, late in enumerate(env.late):
+        told = env._replace(control=(*env.control, late), late=(*env.late[:i], *env.late[i + 1 :]))
+        yield f"an old capture's heartbeat at {late.at} is published late", told
 
 
 def _beginnings(world: World, env: Env) -> Iterator[tuple[str, Env]]:
