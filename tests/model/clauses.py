@@ -104,7 +104,7 @@ CLAUSES = [
         "a scope opens before every row has passed the third heartbeat",
         "scope.heartbeats == 3 and scope.third <= request.position",
         "scope.heartbeats == 3",
-        COLD._replace(owned=((0,), ())),
+        COLD._replace(owned=((0,), ()), beats_at_once=True),
     ),
     Clause("rows behind a barrier do not matter", "if behind or shard.epoch", "if shard.epoch", COLD),
     Clause(

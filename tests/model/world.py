@@ -60,6 +60,7 @@ class World(NamedTuple):
     records_max: int = 1
     mass_keys: int = 100
     cold: bool = False
+    beats_at_once: bool = False  # heartbeats are logged as soon as they begin: fewer states
     reads_from: str = "primary"
     unseen: tuple[int, ...] = ()  # transactions that no record tells of
     order: tuple[str | None, int | None] = (None, None)  # view and k that an operator fences
@@ -200,9 +201,7 @@ def _wait_for_each_other(world: World, some: tuple[Write, ...], others: tuple[Wr
 
 def _heartbeats(world: World, env: Env) -> Iterator[tuple[str, Env]]:
     if env.running is not None:
-        beat = env.running
-        logged = env._replace(log=(*env.log, beat), seen=env.seen | {beat.xid}, running=None)
-        yield "the heartbeat is logged", logged._replace(outstanding=-1 if env.broken else len(env.log))
+        yield "the heartbeat is logged", _logged(env)
     elif env.outstanding >= 0:
         at = env.outstanding
         beat = env.log[at]
@@ -221,6 +220,13 @@ def _heartbeats(world: World, env: Env) -> Iterator[tuple[str, Env]]:
         yield f"an old capture's heartbeat at {late.at} is published late", told
 
 
+def _logged(env: Env) -> Env:
+    beat = env.running
+    assert beat is not None
+    outstanding = -1 if env.broken else len(env.log)
+    return env._replace(log=(*env.log, beat), seen=env.seen | {beat.xid}, running=None, outstanding=outstanding)
+
+
 def _beginnings(world: World, env: Env) -> Iterator[tuple[str, Env]]:
     """A heartbeat's xid is above all that were given out: those that were logged, maybe others."""
     given = [item.xid if isinstance(item, Beat) else xid_of(item) for item in env.log]
@@ -231,7 +237,8 @@ def _beginnings(world: World, env: Env) -> Iterator[tuple[str, Env]]:
         xid = 16 * i + 5 + number
         if xid > max(given):
             running = Beat(xid, snapshot)
-            yield f"heartbeat {xid} begins, sees {snapshot}", env._replace(running=running, budget=spent)
+            begun = env._replace(running=running, budget=spent)
+            yield f"heartbeat {xid} begins, sees {snapshot}", _logged(begun) if world.beats_at_once else begun
 
 
 def _with_records(world: World, env: Env, places: Iterable[int], *, again: bool) -> Env:

@@ -1,0 +1,65 @@
+"""The worlds: each a small part of what may happen, chosen so that together they meet every pair that matters."""
+
+from __future__ import annotations
+
+from tests.model.world import Budget, World, Write
+
+V, V2, R = ("v", 1), ("v", 2), ("r", 1)
+TABLE_A = (("s.public.a", 0),)
+PARTITIONS_A = (*TABLE_A, ("s.public.a", 1))
+"""As if partitions had been added: the records of one row are in both."""
+
+A, B, A2 = (Write(0, 1),), (Write(1, 1),), (Write(0, 2),)
+DELETE, DELETE_B = (Write(0, 1, "d"),), (Write(1, 1, "d"),)
+TRUNCATE_A, TRUNCATE_B = (Write(0, 0, "t"),), (Write(1, 0, "t"),)
+BOTH_KEYS = (Write(0, 1), Write(0, 2))
+
+ALL = ((0, 1),)
+"""One worker that owns both partitions."""
+
+ROW = {"partitions": TABLE_A, "owned": ((0,),)}
+ONE = {"readers": 1, **ROW}
+
+QUICK = [
+    World("three writers, two keys in one stripe", (A, B, A2), (V, V2), Budget(), records_max=2),
+    World("lost fences", (A, B), (V,), Budget(beats=1), (("fences", 1),), readers=1),
+    World("rolled back", (A, B), (V,), Budget(beats=1), (("roll", 1),), readers=1),
+    World("sent again", (A, B), (V,), Budget(beats=1, redeliver=1), readers=1),
+    World("sent again, lost fences", (A, A), (V,), Budget(redeliver=1), (("fences", 1),), owned=ALL, records_max=2),
+    World("two workers on one partition", (A, B), (V,), Budget(beats=1), (("steal", 1),), readers=1),
+    World("swallowed replies", (A, A), (V,), Budget(beats=1), (("swallow", 1), ("restart", 1)), records_max=2, **ONE),
+    World("scripts that run later", (A, A), (V,), Budget(beats=1), (("hold", 1), ("roll", 1)), **ONE),
+    World("restarted empty", (A,), (V,), Budget(beats=3), (("everything", 1),), **ONE),
+    World("header evicted, entries survive", (A,), (V,), Budget(beats=3), (("guard", 1),), beats_at_once=True, **ONE),
+    World("records expire", (A,), (V,), Budget(beats=3, expire=1), **ONE),
+    World("a new epoch", (A, A), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE),
+    World("an operator fences a view", (A,), (V,), Budget(beats=3, order=1), unseen=(0,), order=("v", None), **ONE),
+    World("truncated tables", (TRUNCATE_A, TRUNCATE_B, A), (V,), Budget(), owned=ALL),
+    World("truncated, one heartbeat", (TRUNCATE_A, A), (V,), Budget(beats=1), **ONE),
+    World("a refreshed row", (A, A, DELETE), (R,), Budget(beats=1), **ROW),
+    World("a refreshed row in two partitions", (A, DELETE_B, A), (R,), Budget(), partitions=PARTITIONS_A),
+    World("a refreshed row sent again", (A, A), (R,), Budget(beats=1, redeliver=1), (("entries", 1),), **ROW),
+    World("a refreshed row rolled back", (A, A), (R,), Budget(), (("roll", 1), ("fences", 1)), **ROW),
+    World("a refreshed table truncated", (TRUNCATE_A, B, A), (R,), Budget(), partitions=PARTITIONS_A),
+    World("both views of one row", (A, A), (V, R), Budget(beats=1), owned=ALL, records_max=2),
+    World("one transaction changes too many keys", (BOTH_KEYS, A), (V, V2), Budget(), (("swallow", 1),), mass_keys=1,
+          records_max=2, partitions=TABLE_A, owned=((0,),)),
+    World("reads from a standby", (A, B), (V,), Budget(beats=1), reads_from="standby"),
+]  # fmt: skip
+
+SLOW = [
+    World("three writers, heartbeat", (A, B, A2), (V, V2), Budget(beats=1)),
+    World("cold, two workers", (A, B), (V,), Budget(beats=3), cold=True, readers=1, beats_at_once=True),
+    World("two faults at once", (A, B), (V,), Budget(beats=1), (("roll", 1), ("fences", 1)), readers=1),
+    World("rolled back beyond an epoch", (A, A), (V,), Budget(beats=3, epoch=1), (("roll", 1),), beats_at_once=True, **ONE),
+    World("rolled back beyond what expired", (A, A), (V,), Budget(beats=3, expire=1), (("roll", 1),), beats_at_once=True,
+          **ONE),
+    World("restarted empty, sent again", (A,), (V,), Budget(beats=3, redeliver=1), (("everything", 1),),
+          beats_at_once=True, **ONE),
+    World("a late heartbeat", (A,), (V,), Budget(beats=3, late=1), (("everything", 1),), beats_at_once=True, **ONE),
+    World("a truncate meets closed scopes", (TRUNCATE_A, A), (V,), Budget(beats=3), (("everything", 1),),
+          beats_at_once=True, **ONE),
+    World("slow closings", (A, A), (V,), Budget(beats=3, expire=1), (("hold", 1),), beats_at_once=True, **ONE),
+    World("a refreshed row, restarted empty", (A, A), (R,), Budget(beats=3), (("everything", 1),), beats_at_once=True, **ONE),
+    World("a standby behind, lost fences", (A, B), (V,), Budget(beats=1), (("fences", 1),), reads_from="standby"),
+]  # fmt: skip
