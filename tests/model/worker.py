@@ -223,7 +223,7 @@ def _batch(world: World, env: Env, mind: Mind, counts: tuple[int, ...]) -> Step 
             assert planned is not None
             part.add(planned)
     known = {CONTROL_FIELD: mind.next[-1], **dict(zip(fields, mind.next[:-1], strict=True))}
-    batch = part.batch(0, known, _beat_before(env, mind, part.oldest), len(env.control) if part.closings else 0)
+    batch = part.batch(0, known, beat_before(env, mind, part.oldest), len(env.control) if part.closings else 0)
     assert batch is not None
     after = mind._replace(
         next=(*(part.reached.get(name, known[name]) for name in fields), mind.next[-1]),
@@ -233,7 +233,7 @@ def _batch(world: World, env: Env, mind: Mind, counts: tuple[int, ...]) -> Step 
     return Step(f"applies {counts} records from {mind.next[:-1]}", "apply", batch, after)
 
 
-def _beat_before(env: Env, mind: Mind, position: str) -> Beat | None:
+def beat_before(env: Env, mind: Mind, position: str) -> Beat | None:
     """The newest heartbeat that every record of a batch was logged after."""
     for offset in reversed(mind.beats):
         beat = _published(env, offset)
