@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check up down status mutants lock
+.PHONY: help setup demo test check up down status mutants model lock
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,10 +36,13 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(PYTEST) -q tests/unit $(ARGS)
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/model tests/property tests/integration tests/mutants $(ARGS)
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
 	@$(PYTEST) -q tests/mutants $(ARGS)
+
+model: $(VENV)/.ready  ## Every interleaving around the guard, in the long worlds too: half an hour
+	@$(PYTEST) -q -n 2 --dist load tests/model $(ARGS)
 
 up: setup  ## Start the local stack and leave it running
 	@$(BIN)/python -m infra.stack up

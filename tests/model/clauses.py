@@ -104,7 +104,9 @@ CLAUSES = [
         "return newest, min((row.stamp for row in rows if row.position[:8] == self.epoch), default=ZERO_STAMP)",
         LOST,
     ),
-    Clause('a lost fence refuses nothing', 'return Outcome.REFUSED, "lost"', 'shard.fences["*"] = EMPTY_FENCE.text', LOST),
+    Clause(
+        "a lost fence refuses nothing", 'return Outcome.REFUSED, "lost"', 'shard.fences["*"] = EMPTY_FENCE.text', LOST
+    ),
     Clause(
         "a scope opens at the second heartbeat",
         "scope.heartbeats == 3 and scope.third <= request.position",
@@ -136,7 +138,9 @@ CLAUSES = [
         EVICTED,
         slow=True,
     ),
-    Clause("rows that went back are not told", "elif stored == step.expected:", "elif stored <= step.expected:", ROLLED),
+    Clause(
+        "rows that went back are not told", "elif stored == step.expected:", "elif stored <= step.expected:", ROLLED
+    ),
     Clause(
         "a refresh is not judged against the fence",
         "allowed and all(change.position >= known.position for known in (*fences, fence))",

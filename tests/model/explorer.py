@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Hashable, Iterator
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -143,7 +144,7 @@ class _Explorer:
             while parents[path[-1]] is not None:
                 path.append(parents[path[-1]])
             path.reverse()
-            for before, after in zip(path, path[1:], strict=False):
+            for before, after in pairwise(path):
                 trace.append(next(self._labels(before, after)))
             trace.append(violation)
         return Result(len(parents), complete, violation, tuple(trace), sum(s[1] >= 0 for s in self._admitted()))
@@ -181,7 +182,11 @@ class _Explorer:
         if held != NOTHING:
             step, text = self._held.values[held], "the script that was under way runs"
             outcome, shard2 = self._send(shard, step)
-            yield (env, shard2, *minds, readers, saved, faults, NOTHING), self._time_travel(shard, shard2), f"{text}: {outcome}"
+            yield (
+                (env, shard2, *minds, readers, saved, faults, NOTHING),
+                self._time_travel(shard, shard2),
+                f"{text}: {outcome}",
+            )
         if left:
             yield from self._befall(state, left)
 
@@ -202,7 +207,11 @@ class _Explorer:
         if spent is not None and held == NOTHING:
             minds[i] = lost
             later = self._held(step)
-            yield (env, shard, *minds, readers, saved, spent, later), "", f"worker {i} {label}, which takes long; it gives up"
+            yield (
+                (env, shard, *minds, readers, saved, spent, later),
+                "",
+                f"worker {i} {label}, which takes long; it gives up",
+            )
 
     def _spend(self, faults: int, name: str) -> int | None:
         left = dict(self._faults.values[faults])
@@ -269,7 +278,9 @@ class _Explorer:
             mind2 = workers.find(self._guard, self._world, env, changed, mind, gap)
             shard2 = self._shards(freeze(changed))
             travel = self._time_travel(shard, shard2)
-            request = workers.first_request(self._guard, self._world, env, thaw(self._guard, self._shards.values[shard]), mind, gap)
+            request = workers.first_request(
+                self._guard, self._world, env, thaw(self._guard, self._shards.values[shard]), mind, gap
+            )
             step = NOTHING if request is None else self._steps(request)
             lost = self._minds(mind.astray())
             found.append((f"looks for its rows {gap}", shard2, self._minds(mind2), lost, step, travel))
@@ -415,7 +426,11 @@ class _Explorer:
 
 def freeze(shard: Any) -> Frozen:
     """The shard as a value."""
-    return tuple(sorted(shard.header.items())), tuple(sorted(shard.fences.items())), tuple(sorted(shard.entries.items()))
+    return (
+        tuple(sorted(shard.header.items())),
+        tuple(sorted(shard.fences.items())),
+        tuple(sorted(shard.entries.items())),
+    )
 
 
 def thaw(shipped: ModuleType, frozen: Frozen) -> Any:
@@ -482,9 +497,7 @@ def beat_once(world: World, env: Env) -> Env:
         env = ended[-1]
 
 
-def _settle(
-    shipped: ModuleType, world: World, env: Env, shard: Any, minds: list[Mind]
-) -> tuple[Any, list[Mind]]:
+def _settle(shipped: ModuleType, world: World, env: Env, shard: Any, minds: list[Mind]) -> tuple[Any, list[Mind]]:
     """Both workers go on until neither has anything to do."""
     shard, minds = copy.deepcopy(shard), list(minds)
     for _ in range(400):

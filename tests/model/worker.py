@@ -177,7 +177,9 @@ def _passing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
     request = Pass(
         position=told.position, stamp=stamp_text(told.stamp), time_ms=told.time_ms, barriers=barriers
     )  # fmt: skip
-    yield Step(f"tells that the heartbeat at {reached.at} passed", "pass", request, mind._replace(pending=tuple(pending)))
+    yield Step(
+        f"tells that the heartbeat at {reached.at} passed", "pass", request, mind._replace(pending=tuple(pending))
+    )
 
 
 def _reached(beat: Published, mind: Mind) -> bool:

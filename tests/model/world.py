@@ -47,7 +47,11 @@ class Budget(NamedTuple):
 
 
 class World(NamedTuple):
-    """What exists and what may happen. `keys`: view and k of each cache key that readers ask for."""
+    """What exists and what may happen.
+
+    `keys`: view and k of each cache key that readers ask for. `faults`: what may befall Redis and the workers, how
+    often. `owned`: partitions of each worker. `states`: the world has at least so many.
+    """
 
     name: str
     writes: tuple[tuple[Write, ...], ...]
@@ -64,6 +68,7 @@ class World(NamedTuple):
     reads_from: str = "primary"
     unseen: tuple[int, ...] = ()  # transactions that no record tells of
     order: tuple[str | None, int | None] = (None, None)  # view and k that an operator fences
+    states: int = 0
 
 
 VIEWS = {
@@ -347,4 +352,3 @@ def proof(world: World, env: Env) -> list[tuple[str, frozenset[int]]]:
         xmin = min(xmin, max(replayed) + 1)
         found.append((f"s{xmin:016x}{end + 1:016x}", frozenset(replayed)))
     return found
-
