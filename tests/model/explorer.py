@@ -19,13 +19,13 @@ import structlog
 
 from invalidator import entry, guard
 from invalidator.guard import Fill
-from invalidator.layout import row_field, view_scope
+from invalidator.layout import row_field
 from tests.model import worker as workers
 from tests.model import world as worlds
 from tests.model.worker import CONTROL_FIELD, LAYOUT, Mind, Step
 from tests.model.world import Env, World
 
-STATES_MAX = 6_000_000
+STATES_MAX = 3_000_000
 
 Faults = tuple[tuple[str, int], ...]
 Frozen = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[tuple[str, bytes], ...]]
@@ -51,7 +51,7 @@ class Result(NamedTuple):
     """Distinct shards in which a fill was stored: a guard that refuses everything is no proof."""
 
 
-IDLE, DONE = -1, -2
+IDLE = -1
 NOTHING = -1
 
 
@@ -87,11 +87,14 @@ class _Explorer:
         self._sent: dict[tuple[int, int], tuple[str, int]] = {}
         self._read_moves: dict[int, list[tuple[str, int]]] = {}
         self._fills: dict[tuple[int, int], tuple[str, int]] = {}
-        self._fault_moves: dict[int, list[tuple[str, str, int]]] = {}
-        self._losses: dict[int, list[tuple[str, str, int]]] = {}
         self._stale: dict[tuple[int, int], str] = {}
         self._steady: dict[tuple[int, int], str] = {}
         self._live: dict[tuple[int, ...], str] = {}
+        self._held_reads = _Numbers()
+        self._parted: dict[int, list[tuple[int, int]]] = {}
+        self._look_moves: dict[tuple[int, int], list[tuple[int, str]]] = {}
+        self._spent: dict[tuple[int, str], int | None] = {}
+        self._stored = 0
         self._keys = [f"{view}:{k}" for view, k in world.keys]
 
     # -- the search --------------------------------------------------------------------------------------------------
@@ -99,14 +102,14 @@ class _Explorer:
     def run(self, states_max: int) -> Result:
         first = self._first()
         parents: dict[tuple[int, ...], tuple[int, ...] | None] = {first: None}
-        waiting = deque([first])  # breadth first: the first trace is a shortest one
+        waiting = deque([first])  # breadth first unless the world is deep: the first trace is a shortest one
         while waiting:
-            state = waiting.popleft()
+            state = waiting.pop() if self._world.deep else waiting.popleft()
             violation = self._judge(state)
             if violation:
                 return self._result(parents, state, violation, complete=False)
             moved = False
-            for following, broken in self._following(state):
+            for following, broken, _ in self._all(state):
                 moved = True
                 if broken:
                     parents.setdefault(following, state)
@@ -147,18 +150,15 @@ class _Explorer:
             for before, after in pairwise(path):
                 trace.append(next(self._labels(before, after)))
             trace.append(violation)
-        return Result(len(parents), complete, violation, tuple(trace), sum(s[1] >= 0 for s in self._admitted()))
-
-    def _admitted(self) -> Iterator[tuple[str, int]]:
-        return (filled for filled in self._fills.values() if filled[0] == "APPLIED")
+        return Result(len(parents), complete, violation, tuple(trace), self._stored)
 
     # -- moves -------------------------------------------------------------------------------------------------------
 
-    def _following(self, state: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str]]:
-        return ((following, broken) for following, broken, _ in self._all(state))
-
     def _labels(self, before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[str]:
-        return (label for following, _, label in self._all(before) if following == after)
+        for following, _, label in self._all(before):
+            if following == after:
+                movers = [i for i in range(len(self._world.owned)) if before[2 + i] != after[2 + i]]
+                yield f"worker {movers[0]}: {label}" if movers else label
 
     def _all(self, state: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str, str]]:
         """Each next state, what the step itself broke, and its description."""
@@ -174,7 +174,7 @@ class _Explorer:
                 moves = self._move_mind(env, shard, mind)
             head, tail = state[2 : 2 + i], state[3 + i :]
             for label, shard2, mind2, lost, step, broken in moves:
-                yield (env, shard2, *head, mind2, *tail), broken, f"worker {i} {label}"
+                yield (env, shard2, *head, mind2, *tail), broken, label
                 if left and step != NOTHING:
                     yield from self._unlucky(state, i, label, shard2, lost, step)
         for readers2, shard2, broken, label in self._move_readers(env, shard, readers):
@@ -200,9 +200,9 @@ class _Explorer:
             spent = None  # the worker looks again in either case: as if it restarted
         if spent is not None:
             minds[i] = lost
-            yield (env, shard2, *minds, readers, saved, spent, held), "", f"worker {i} {label}; the reply is swallowed"
+            yield (env, shard2, *minds, readers, saved, spent, held), "", f"{label}; the reply is swallowed"
             minds[i] = state[2 + i]
-            yield (env, shard2, *minds, readers, saved, spent, held), "", f"worker {i} {label}; it will send again"
+            yield (env, shard2, *minds, readers, saved, spent, held), "", f"{label}; it will send again"
         spent = self._spend(faults, "hold")
         if spent is not None and held == NOTHING:
             minds[i] = lost
@@ -210,15 +210,18 @@ class _Explorer:
             yield (
                 (env, shard, *minds, readers, saved, spent, later),
                 "",
-                f"worker {i} {label}, which takes long; it gives up",
+                f"{label}, which takes long; it gives up",
             )
 
     def _spend(self, faults: int, name: str) -> int | None:
-        left = dict(self._faults.values[faults])
-        if not left.get(name):
-            return None
-        left[name] -= 1
-        return self._faults(tuple((fault, count) for fault, count in left.items() if count))
+        """What is left of the faults after one of these; None where none is left."""
+        if (faults, name) not in self._spent:
+            left = dict(self._faults.values[faults])
+            count = left.get(name, 0)
+            left[name] = count - 1
+            rest = tuple((fault, count) for fault, count in left.items() if count > 0)
+            self._spent[faults, name] = self._faults(rest) if count else None
+        return self._spent[faults, name]
 
     def _befall(self, state: tuple[int, ...], left: Faults) -> Iterator[tuple[tuple[int, ...], str, str]]:
         env, shard, *minds, readers, saved, faults, held = state
@@ -308,18 +311,26 @@ class _Explorer:
 
     def _move_readers(self, env: int, shard: int, number: int) -> Iterator[tuple[int, int, str, str]]:
         """Readers are alike, so only the numbers of what they hold matter, sorted; one that has filled is gone."""
-        readers = self._reads.values[number]
-        for i, held in enumerate(readers):
-            if i and held == readers[i - 1]:
-                continue
-            others = (*readers[:i], *readers[i + 1 :])
+        for held, others in self._parted.get(number) or self._part(number):
             if held == IDLE:
-                for label, read in self._read_moves.get(env) or self._look(env):
-                    yield self._reads(tuple(sorted((*others, read)))), shard, "", label
+                moves = self._look_moves.get((env, number))
+                if moves is None:
+                    moves = self._look_moves[env, number] = [
+                        (self._reads(tuple(sorted((*self._reads.values[others], read)))), label)
+                        for label, read in self._read_moves.get(env) or self._look(env)
+                    ]
+                for readers2, label in moves:
+                    yield readers2, shard, "", label
             else:
-                outcome, shard2 = self._fills.get((shard, held)) or self._fill(shard, held)
-                label = f"a reader fills {self._name(held)}: {outcome}"
-                yield self._reads(others), shard2, self._time_travel(shard, shard2), label
+                label, shard2 = self._fills.get((shard, held)) or self._fill(shard, held)
+                yield others, shard2, self._time_travel(shard, shard2), label
+
+    def _part(self, number: int) -> list[tuple[int, int]]:
+        """What one of them holds, and the others."""
+        readers = self._reads.values[number]
+        parted = {held: (*readers[:i], *readers[i + 1 :]) for i, held in enumerate(readers)}
+        self._parted[number] = [(held, self._reads(others)) for held, others in parted.items()]
+        return self._parted[number]
 
     def _look(self, number: int) -> list[tuple[str, int]]:
         env, found = self._envs.values[number], []
@@ -327,28 +338,17 @@ class _Explorer:
             for key in range(len(self._keys)):
                 read = Read(key, seen, worlds.shown(self._world, env, key, xids))
                 label = f"a reader reads {self._keys[key]} = {read.payload.decode()}, {_short(seen)}"
-                found.append((label, self._read_number(read)))
+                found.append((label, self._held_reads(read)))
         self._read_moves[number] = found
         return found
-
-    def _read_number(self, read: Read) -> int:
-        return self._held_reads(read)
-
-    def _name(self, held: int) -> str:
-        read: Read = self._held_reads.values[held]
-        return f"{self._keys[read.key]} = {read.payload.decode()}"
-
-    @property
-    def _held_reads(self) -> _Numbers:
-        if not hasattr(self, "_of_reads"):
-            self._of_reads = _Numbers()
-        return self._of_reads
 
     def _fill(self, shard: int, held: int) -> tuple[str, int]:
         read = self._held_reads.values[held]
         changed = thaw(self._guard, self._shards.values[shard])
         outcome, why = self._guard.fill(changed, fill_of(self._world, read))
-        known = (f"{outcome} {why}".strip(), self._shards(freeze(changed)))
+        label = f"a reader fills {self._keys[read.key]} = {read.payload.decode()}: {outcome} {why}"
+        self._stored += outcome == "APPLIED"
+        known = (label, self._shards(freeze(changed)))
         self._fills[shard, held] = known
         return known
 
@@ -518,4 +518,4 @@ def _settle(shipped: ModuleType, world: World, env: Env, shard: Any, minds: list
     raise AssertionError("the workers never come to rest")
 
 
-__all__ = ["Result", "explore", "view_scope"]
+__all__ = ["Result", "explore"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -208,7 +209,7 @@ def _applying(world: World, env: Env, mind: Mind) -> Iterator[Step]:
 def _batch(world: World, env: Env, mind: Mind, counts: tuple[int, ...]) -> Step | None:
     """The script for the next `counts` records; None while the control topic must be heard first."""
     views = worlds.views_of(world)
-    intake = Intake(Planner(views), _tables(world), mass_keys=world.mass_keys)
+    intake = Intake(_planner(world), _tables(world), mass_keys=world.mass_keys)
     fields = [_field(world, part) for part in mind.owned]
     intake.sequences = dict(zip(fields, mind.sequences, strict=True))
     intake.bounds = Bounds.of_epoch(mind.epoch)
@@ -251,6 +252,12 @@ def _field(world: World, part: int) -> str:
     return row_field(*world.partitions[part])
 
 
+@cache
+def _planner(world: World) -> Planner:
+    return Planner(worlds.views_of(world))
+
+
+@cache
 def _tables(world: World) -> dict[str, str]:
     return {topic: worlds.table_of(world, part) for part, (topic, _) in enumerate(world.partitions)}
 

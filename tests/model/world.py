@@ -69,6 +69,7 @@ class World(NamedTuple):
     unseen: tuple[int, ...] = ()  # transactions that no record tells of
     order: tuple[str | None, int | None] = (None, None)  # view and k that an operator fences
     states: int = 0
+    deep: bool = False  # too large to be searched to its end: depth first, as far as the limit allows
 
 
 VIEWS = {

@@ -71,5 +71,10 @@ SLOW = [
 
 FAILING = [
     World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V),
+    World("two late heartbeats", (A,), (V,), Budget(beats=3, late=2), cold=True, beats_at_once=True, **ONE),
 ]
-"""Known to end stale: what the reader saw between the newest heartbeat and the order is admitted after it."""
+"""Known to end stale.
+
+What the reader saw between the newest heartbeat and the order is admitted after it; and three heartbeats that were
+committed before a cold start count, if two captures were replaced while they published theirs.
+"""
