@@ -14,7 +14,7 @@ from tests.model.worlds import FAILING, LOSSES, SLOW, World
 def test_no_loss_ends_stale_or_closed_for_good(world: World) -> None:
     result = explore(world)
     assert result.violation == "", "\n".join(result.trace)
-    assert result.complete != world.deep
+    assert result.complete or world.deep
     assert result.states >= world.states, "the world has become smaller"
     assert result.admitted, "a guard that refuses everything proves nothing"
 

@@ -52,6 +52,9 @@ LOSSES = [
 
 SLOW = [
     World("scripts that run later, rolled back", (A, A), (V,), Budget(beats=1), (("hold", 1), ("roll", 1)), **ONE),
+    *(
+        world._replace(deep=True)
+        for world in [
     World("a new epoch, two writers", (A, A), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE),
     World("three writers, heartbeat", (A, B, A2), (V, V2), Budget(beats=1)),
     World("cold, two workers", (A, B), (V,), Budget(beats=3), cold=True, readers=1, beats_at_once=True),
@@ -67,6 +70,8 @@ SLOW = [
     World("slow closings", (A, A), (V,), Budget(beats=3, expire=1), (("hold", 1),), beats_at_once=True, **ONE),
     World("a refreshed row, restarted empty", (A, A), (R,), Budget(beats=3), (("everything", 1),), beats_at_once=True, **ONE),
     World("a standby behind, lost fences", (A, B), (V,), Budget(beats=1), (("fences", 1),), reads_from="standby"),
+]
+    ),
 ]  # fmt: skip
 
 FAILING = [
