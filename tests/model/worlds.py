@@ -50,11 +50,11 @@ LOSSES = [
     World("a refreshed row rolled back", (A, A), (R,), Budget(), (("roll", 1), ("fences", 1)), **ROW, states=7_000),
 ]  # fmt: skip
 
-SLOW = [
+TO_THE_END = [
     World("scripts that run later, rolled back", (A, A), (V,), Budget(beats=1), (("hold", 1), ("roll", 1)), **ONE),
-    *(
-        world._replace(deep=True)
-        for world in [
+]  # fmt: skip
+
+DEEP = [
     World("a new epoch, two writers", (A, A), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE),
     World("three writers, heartbeat", (A, B, A2), (V, V2), Budget(beats=1)),
     World("cold, two workers", (A, B), (V,), Budget(beats=3), cold=True, readers=1, beats_at_once=True),
@@ -70,9 +70,10 @@ SLOW = [
     World("slow closings", (A, A), (V,), Budget(beats=3, expire=1), (("hold", 1),), beats_at_once=True, **ONE),
     World("a refreshed row, restarted empty", (A, A), (R,), Budget(beats=3), (("everything", 1),), beats_at_once=True, **ONE),
     World("a standby behind, lost fences", (A, B), (V,), Budget(beats=1), (("fences", 1),), reads_from="standby"),
-]
-    ),
 ]  # fmt: skip
+"""Too large to be searched to their ends."""
+
+SLOW = [*TO_THE_END, *(world._replace(deep=True) for world in DEEP)]
 
 FAILING = [
     World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V),
