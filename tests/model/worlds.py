@@ -57,7 +57,6 @@ TO_THE_END = [
 DEEP = [
     World("a new epoch, two writers", (A, A), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE),
     World("three writers, heartbeat", (A, B, A2), (V, V2), Budget(beats=1)),
-    World("restarted empty, two workers", (A, B), (V,), Budget(beats=3), (("everything", 1),), readers=1, beats_at_once=True),
     World("two faults at once", (A, B), (V,), Budget(beats=1), (("roll", 1), ("fences", 1)), readers=1),
     World("rolled back beyond an epoch", (A, A), (V,), Budget(beats=3, epoch=1), (("roll", 1),), beats_at_once=True, **ONE),
     World("rolled back beyond what expired", (A, A), (V,), Budget(beats=3, expire=1), (("roll", 1),), beats_at_once=True,
