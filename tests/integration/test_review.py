@@ -224,11 +224,11 @@ def test_partitions_lost_and_regained_within_one_fetch_are_read_from_their_rows(
 class Truncated(MemoryStream):
     """As a broker elected without the last record: the offset is another record's, the leader epoch tells."""
 
-    cut: Partition | None = None
+    cut_at: Partition | None = None
 
     def assign(self, places: dict[Partition, Place]) -> None:
         super().assign(places)
-        place = places.get(self.cut) if self.cut else None
+        place = places.get(self.cut_at) if self.cut_at else None
         if place is not None and place.leader_epoch == 0:
             self.fault = GapError("the partition was cut short: leader epoch 0 ended before")
 
@@ -239,7 +239,7 @@ def test_a_partition_that_was_cut_short_and_grew_again_closes_the_region_once(wo
     world.open()
     world.change({"id": 1})
     world.drain()
-    world.data.cut = (TOPIC, 0)
+    world.data.cut_at = (TOPIC, 0)
     world.data.fault = GapError("the partition was cut short: leader epoch 0 ended before")
     for _ in range(20):
         world.worker.turn()
