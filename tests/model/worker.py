@@ -84,7 +84,7 @@ def find(guard: Any, world: World, env: Env, shard: Any, mind: Mind, gap: str) -
         region=_Region(guard, shard), views=worlds.views_of(world), tables=_tables(world), control_partition=CONTROL,
         data=kafka, control=kafka, metrics=_QUIET, alarms=_QUIET,
     )  # fmt: skip
-    standing = checkpoints.find([world.partitions[part] for part in mind.owned], gap, believed=False)
+    standing = checkpoints.find([world.partitions[part] for part in mind.owned], gap, believed={})
     fields = [_field(world, part) for part in mind.owned]
     places = [standing.places[world.partitions[part]].offset for part in mind.owned]
     assert places == [standing.next[0].get(name, 0) for name in fields]
@@ -141,10 +141,10 @@ def _hearing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
     after = mind._replace(next=(*mind.next[:-1], offset + 1))
     match control:
         case EpochStarted():
-            step = change(step, epoch=f"{control.epoch:08x}", history=control.history, closings=whole)
+            step = change(step, epoch=f"{control.epoch:08x}", history=control.history)
             after = after._replace(epoch=max(mind.epoch, f"{control.epoch:08x}"))
         case Raise(key=str() as key):
-            step = change(step, key=key, stripe=LAYOUT.place(key)[1])
+            step = change(step, key=key, stripe=LAYOUT.place(key)[1], stamp=stamp_text(control.stamp))
         case Raise(view=None):
             step = change(step, closings=whole)
         case Raise(view=str() as view):
@@ -156,8 +156,8 @@ def _hearing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
                 stamp=stamp_text(control.stamp),
                 limit=stamp_text(control.stamp + STAMP_MARGIN),
                 history=control.history,
+                instance=control.instance,
                 epoch=control.position[:8],
-                closings=whole,
             )
             beats = (*(beat for beat in mind.beats if beat != offset), offset)
             epoch = max(mind.epoch, control.position[:8])
@@ -166,21 +166,19 @@ def _hearing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
 
 
 def _passing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
-    """The newest heartbeat of those at the front whose barriers all our rows have reached."""
-    pending, reached = list(mind.pending), None
-    while pending and _reached(_published(env, pending[0]), mind):
-        reached = _published(env, pending.pop(0))
-    if reached is None:
+    """The newest heartbeat whose barriers all our rows have reached; older ones are not needed then."""
+    newest = next((at for at in reversed(mind.pending) if _reached(_published(env, at), mind)), None)
+    if newest is None:
         return
+    reached = _published(env, newest)
+    pending = mind.pending[mind.pending.index(newest) + 1 :]
     barriers = tuple((_field(world, part), end) for part, end in enumerate(reached.barriers))
     told = worlds.control_record(world, reached)
     assert isinstance(told, Heartbeat)
     request = Pass(
         position=told.position, stamp=stamp_text(told.stamp), time_ms=told.time_ms, barriers=barriers
     )  # fmt: skip
-    yield Step(
-        f"tells that the heartbeat at {reached.at} passed", "pass", request, mind._replace(pending=tuple(pending))
-    )
+    yield Step(f"tells that the heartbeat at {reached.at} passed", "pass", request, mind._replace(pending=pending))
 
 
 def _reached(beat: Published, mind: Mind) -> bool:
@@ -297,6 +295,9 @@ class _Kafka:
             return 0, len(self._env.control)
         part = self._world.partitions.index(partition)
         return self._env.first[part], len(self._env.records[part])
+
+    def cut(self, places: Any) -> frozenset[Partition]:
+        return frozenset()
 
     def partitions(self, topics: Any) -> list[Partition]:
         return [partition for partition in self._world.partitions if partition[0] in set(topics)]

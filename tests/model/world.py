@@ -100,6 +100,13 @@ class Published(NamedTuple):
     beat: Beat
     barriers: tuple[int, ...]
     epoch: int
+    capture: int = 0
+
+
+class Order(NamedTuple):
+    """An operator's order, and the transaction that was completed for it."""
+
+    xid: int
 
 
 class Env(NamedTuple):
@@ -112,10 +119,11 @@ class Env(NamedTuple):
     late: tuple[Published, ...]
     records: tuple[tuple[tuple[int, int, int, int], ...], ...]  # per partition: log index, transaction, write, epoch
     first: tuple[int, ...]
-    control: tuple[Published | int | str, ...]  # an int: an epoch begins; a str: an order
+    control: tuple[Published | int | Order, ...]  # an int: an epoch begins
     epoch: int
     broken: bool
     budget: Budget
+    capture: int = 0  # which instance of capture runs
 
 
 def xid_of(transaction: int) -> int:
@@ -178,8 +186,11 @@ def moves(world: World, env: Env) -> Iterator[tuple[str, Env]]:
         epoch = env.epoch + 1
         yield f"epoch {epoch} begins", env._replace(broken=False, epoch=epoch, control=(*env.control, epoch))
     if budget.order and all(xid_of(i) in env.seen for i in world.unseen):
-        spent = budget._replace(order=budget.order - 1)
-        yield "an operator fences", env._replace(control=(*env.control, "order"), budget=spent)
+        spent = env._replace(budget=budget._replace(order=budget.order - 1))
+        for xid in _new_xids(world, env):
+            done = Beat(xid, snapshot_text(world, env))  # a transaction like a heartbeat's, told by the order only
+            told = spent._replace(log=(*env.log, done), seen=env.seen | {xid}, control=(*env.control, Order(xid)))
+            yield f"an operator fences, after a transaction {xid} of the order's own", told
 
 
 def _transactions(world: World, env: Env) -> Iterator[tuple[str, Env]]:
@@ -212,12 +223,14 @@ def _heartbeats(world: World, env: Env) -> Iterator[tuple[str, Env]]:
         at = env.outstanding
         beat = env.log[at]
         assert isinstance(beat, Beat)
-        published = Published(at, beat, tuple(len(records) for records in env.records), env.epoch)
+        published = Published(at, beat, tuple(len(records) for records in env.records), env.epoch, env.capture)
         told = env._replace(outstanding=-1, control=(*env.control, published))
         yield f"the heartbeat at {at} is published", told
         if env.budget.late:
             spent = env.budget._replace(late=env.budget.late - 1)
-            held = env._replace(outstanding=-1, late=(*env.late, published), budget=spent)
+            held = env._replace(
+                outstanding=-1, late=(*env.late, published), budget=spent, capture=env.capture + 1
+            )  # fmt: skip
             yield "capture is replaced while it publishes", held
     elif env.budget.beats and not env.broken:
         yield from _beginnings(world, env)
@@ -234,17 +247,24 @@ def _logged(env: Env) -> Env:
 
 
 def _beginnings(world: World, env: Env) -> Iterator[tuple[str, Env]]:
-    """A heartbeat's xid is above all that were given out: those that were logged, maybe others."""
-    given = [item.xid if isinstance(item, Beat) else xid_of(item) for item in env.log]
     spent = env.budget._replace(beats=env.budget.beats - 1)
-    number = sum(isinstance(item, Beat) for item in env.log)
     snapshot = snapshot_text(world, env)
+    for xid in _new_xids(world, env):
+        running = Beat(xid, snapshot)
+        begun = env._replace(running=running, budget=spent)
+        yield f"heartbeat {xid} begins, sees {snapshot}", _logged(begun) if world.beats_at_once else begun
+
+
+def _new_xids(world: World, env: Env) -> Iterator[int]:
+    """An xid is above all that were given out: those that were logged, maybe others."""
+    given = [item.xid if isinstance(item, Beat) else xid_of(item) for item in env.log]
+    if env.running is not None:
+        given.append(env.running.xid)
+    number = sum(isinstance(item, Beat) for item in env.log) + (env.running is not None)
     for i in range(len(world.writes) + 1):
         xid = 16 * i + 5 + number
         if xid > max(given):
-            running = Beat(xid, snapshot)
-            begun = env._replace(running=running, budget=spent)
-            yield f"heartbeat {xid} begins, sees {snapshot}", _logged(begun) if world.beats_at_once else begun
+            yield xid
 
 
 def _with_records(world: World, env: Env, places: Iterable[int], *, again: bool) -> Env:
@@ -315,20 +335,21 @@ def data_record(world: World, part: int, offset: int, told: tuple[int, int, int,
 
 
 @cache
-def control_record(world: World, item: Published | int | str) -> Heartbeat | EpochStarted | Raise:
+def control_record(world: World, item: Published | int | Order) -> Heartbeat | EpochStarted | Raise:
     """The control record, as capture or an operator writes it."""
     if isinstance(item, int):
         return EpochStarted(source=SOURCE, history=HISTORY, epoch=item, reason="model")
-    if isinstance(item, str):
+    if isinstance(item, Order):
         view, k = world.order
         key = None if k is None else f"{view}:{k}"
-        return Raise(source=SOURCE, position="", region=None, view=view, key=key, reason="model")
+        return Raise(source=SOURCE, position="", region=None, view=view, key=key, reason="model", stamp=item.xid)
     barriers: dict[str, list[int]] = {}
     for (topic, _), end in zip(world.partitions, item.barriers, strict=True):
         barriers.setdefault(topic, []).append(end)
     return Heartbeat(
         source=SOURCE,
         history=HISTORY,
+        instance=f"{item.epoch:08x}{item.capture:08x}",
         number=item.at,
         position=position_text(item.epoch, item.at),
         stamp=item.beat.xid,

@@ -47,6 +47,7 @@ LOSSES = [
     World("records expire", (A,), (V,), Budget(beats=3, expire=1), **ONE, states=108_000),
     World("a new epoch", (A,), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE, states=176_000),
     World("an operator fences a view", (A,), (V,), Budget(beats=3, order=1), unseen=(0,), order=("v", None), **ONE, states=36_000),
+    World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V, states=1),
     World("a refreshed row rolled back", (A, A), (R,), Budget(), (("roll", 1), ("fences", 1)), **ROW, states=7_000),
 ]  # fmt: skip
 
@@ -68,18 +69,9 @@ DEEP = [
           beats_at_once=True, **ONE),
     World("slow closings", (A, A), (V,), Budget(beats=3, expire=1), (("hold", 1),), beats_at_once=True, **ONE),
     World("a refreshed row, restarted empty", (A, A), (R,), Budget(beats=3), (("everything", 1),), beats_at_once=True, **ONE),
+    World("two late heartbeats", (A,), (V,), Budget(beats=3, late=2), cold=True, beats_at_once=True, **ONE),
     World("a standby behind, lost fences", (A, B), (V,), Budget(beats=1), (("fences", 1),), reads_from="standby"),
 ]  # fmt: skip
 """Too large to be searched to their ends."""
 
 SLOW = [*TO_THE_END, *(world._replace(deep=True) for world in DEEP)]
-
-FAILING = [
-    World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V),
-    World("two late heartbeats", (A,), (V,), Budget(beats=3, late=2), cold=True, beats_at_once=True, **ONE),
-]
-"""Known to end stale.
-
-What the reader saw between the newest heartbeat and the order is admitted after it; and three heartbeats that were
-committed before a cold start count, if two captures were replaced while they published theirs.
-"""
