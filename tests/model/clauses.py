@@ -8,7 +8,9 @@ What the model cannot see, and why:
 - a refresh writes over an event entry of a later position: the fence's position refuses it first, always;
 - `sp1_cold` on a shard that is there: as if Redis was rolled back, so it costs work and no truth;
 - a batch that was applied already is applied again: merging, unlinking and writing twice is the same as once;
-- one late heartbeat counts: the other two of the three are enough.
+- one late heartbeat counts: the other two of the three are enough;
+- a scope opens at the second heartbeat in a row of one capture: it was committed after the first was published, so after
+  the closing. The third is a margin for a capture that breaks its rule.
 """
 
 from __future__ import annotations
@@ -108,10 +110,17 @@ CLAUSES = [
         "a lost fence refuses nothing", 'return Outcome.REFUSED, "lost"', 'shard.fences["*"] = EMPTY_FENCE.text', LOST
     ),
     Clause(
-        "a scope opens at the second heartbeat",
+        "a scope opens at the first heartbeat",
+        "scope.heartbeats == 3 and scope.third <= request.position",
+        "scope.heartbeats >= 1",
+        COLD._replace(budget=Budget(beats=2, late=1)),
+    ),
+    Clause(
+        "heartbeats of several captures count together, and two are enough",
         "scope.heartbeats == 3 and scope.third <= request.position",
         "scope.heartbeats >= 2",
         COLD._replace(budget=Budget(beats=2, late=1)),
+        also=("scope.heartbeats + 1 if scope.instance == beat.instance else 1", "scope.heartbeats + 1"),
     ),
     Clause(
         "a scope opens with the heartbeat's stamp alone",
@@ -198,8 +207,8 @@ CLAUSES = [
     ),
     Clause(
         "an epoch begins without closing the region",
-        "    if begins or not request.epoch:\n        _close_scopes",
-        "    if not request.epoch:\n        _close_scopes",
+        "        _close_scopes(shard, (Closing(REGION_SCOPE, request.step.row.next_offset),))\n",
+        "",
         EPOCH,
     ),
     Clause(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from consumers import batching
-from invalidator.plan import Invalidation
+from invalidator.plan import Changes, Invalidation
 from tests.model import worker
 from tests.model.clauses import CLAUSES, Clause, broken
 from tests.model.explorer import explore
@@ -15,8 +15,8 @@ from tests.model.explorer import explore
 STATES_MAX = 1_000_000
 
 
-def keep_the_newest(planned: Iterable[Invalidation]) -> dict[tuple[str, str | None], Invalidation]:
-    return {(one.view, one.key): one for one in planned}
+def keep_the_newest(planned: Iterable[Invalidation], changes: Changes) -> None:
+    changes.update({(one.view, one.key): one for one in planned})
 
 
 @pytest.fixture
