@@ -152,8 +152,9 @@ class Checkpoints:
 
     def _close_for_kafka(self, shard: int, header: dict[str, str], owned: Iterable[Partition], gap: str) -> bool:
         """A row that Kafka's partition does not continue is a gap: close, go on from the end."""
-        broken = [p for p in owned if self._is_broken(self._data, p, header.get(row_field(*p)))]
-        lost_control = self._is_broken(self._control, self._control_partition, header.get(self._control_field))
+        cut = self._cut(header, owned)
+        broken = [p for p in owned if self._is_broken(self._data, p, header.get(row_field(*p)), cut)]
+        lost_control = self._is_broken(self._control, self._control_partition, header.get(self._control_field), cut)
         if not broken and not lost_control and not gap:
             return False
         rows = self._end_rows(broken)
@@ -170,15 +171,29 @@ class Checkpoints:
         )
         return True
 
-    def _is_broken(self, stream: Stream, partition: Partition, text: str | None) -> bool:
+    def _cut(self, header: dict[str, str], owned: Iterable[Partition]) -> frozenset[Partition]:
+        """Partitions that were given to a broker without the records that the shard has applied."""
+        places = {}
+        for partition in (*owned, self._control_partition):
+            text = header.get(row_field(*partition))
+            exists = self.topic_ids.get(partition[0]) == (text or "")[16:48]
+            if text is not None and exists:
+                row = Row.parse(text)
+                places[partition] = Place(row.next_offset, row.leader_epoch)
+        return self._data.cut(places)
+
+    def _is_broken(self, stream: Stream, partition: Partition, text: str | None, cut: frozenset[Partition]) -> bool:
         row = self.row(partition[0], 0) if text is None else Row.parse(text)
         first, end = stream.bounds(partition)
         now = self.topic_ids.get(partition[0], UNKNOWN_TOPIC)
         if UNKNOWN_TOPIC not in (row.topic_id, now) and row.topic_id != now:
             self._alarms.up(Alarm.GAP, f"topic {partition[0]} was deleted and made again")
             return True
+        place = f"{partition[0]}/{partition[1]}"
+        if partition in cut:
+            self._alarms.up(Alarm.GAP, f"{place}: truncation, kafka has lost records before {row.next_offset}")
+            return True
         if not first <= row.next_offset <= end:
-            place = f"{partition[0]}/{partition[1]}"
             self._alarms.up(Alarm.GAP, f"{place}: row at {row.next_offset}, kafka has {first} to {end}")
             return True
         return False

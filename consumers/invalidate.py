@@ -27,6 +27,7 @@ from consumers.checkpoint import Checkpoints, closed_scopes
 from consumers.failpoints import failpoint
 from consumers.intake import STAMP_MARGIN, Bounds, Intake, Planned
 from consumers.kafka import RecordStream
+from consumers.kafka_admin import epoch_ends
 from consumers.regions import open_region, read_views
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings
@@ -529,7 +530,7 @@ def run(settings: Settings, region: str, stop: threading.Event) -> None:
     topics = [settings.source.topic(table) for table in views.by_table]
     queued = settings.worker.queued_kilobytes
     with ExitStack() as resources:
-        data = RecordStream(settings.kafka, group=group, queued_kilobytes=queued, shared=topics)
+        data = RecordStream(settings.kafka, group=group, queued_kilobytes=queued, shared=topics, epoch_ends=epoch_ends)
         resources.callback(data.close)
         control = RecordStream(settings.kafka, group=group, queued_kilobytes=queued)
         resources.callback(control.close)

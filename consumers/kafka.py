@@ -287,8 +287,11 @@ class RecordStream:
     """
 
     def __init__(
-        self, settings: KafkaSettings, *, group: str, queued_kilobytes: int, shared: Sequence[str] = ()
-    ) -> None:
+        self, settings: KafkaSettings, *, group: str, queued_kilobytes: int, shared: Sequence[str] = (),
+        epoch_ends: Callable[[KafkaSettings, Mapping[Partition, int]], Mapping[Partition, Offset]] = lambda *_: {},
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._epoch_ends = epoch_ends
         self._timeout_seconds = settings.request_timeout_seconds
         self._admin = AdminClient(client_config(settings))
         self._owned: frozenset[Partition] = frozenset()
@@ -364,6 +367,18 @@ class RecordStream:
                 TopicPartition(*partition), timeout=self._timeout_seconds, cached=False
             )
         return first, end
+
+    def cut(self, places: Mapping[Partition, Place]) -> frozenset[Partition]:
+        """See Stream.
+
+        librdkafka sees a cut log itself (KIP-320), but only where it learns of the election: neither in partitions that
+        a group gives it, which it has known from before it is told the place, nor when it is given the place again.
+        """
+        known = {p: place for p, place in places.items() if place.offset > 0 and place.leader_epoch >= 0}
+        if not known:
+            return frozenset()
+        ends = self._epoch_ends(self._settings, {p: place.leader_epoch for p, place in known.items()})
+        return frozenset(p for p, end in ends.items() if end < known[p].offset)
 
     def partitions(self, topics: Iterable[str]) -> list[tuple[str, int]]:
         """Partitions of those topics that exist. Raises TransientError."""

@@ -50,6 +50,12 @@ class Stream(Protocol):
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """First offset that exists and end offset."""
 
+    def cut(self, places: Mapping[Partition, Place]) -> frozenset[Partition]:
+        """Those partitions that have lost records before their place, even where others have taken the offsets since.
+
+        A place whose leader epoch is not known counts as whole. Raises TransientError.
+        """
+
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         """Partitions of those topics that exist."""
 

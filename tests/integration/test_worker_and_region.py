@@ -69,6 +69,9 @@ class MemoryStream:
     def bounds(self, partition: Partition) -> tuple[int, int]:
         return self.first.get(partition, 0), len(self.log[partition])
 
+    def cut(self, places: dict[Partition, Place]) -> frozenset[Partition]:
+        return frozenset()
+
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         return [p for p in self.log if p[0] in set(topics)]
 
