@@ -8,7 +8,7 @@ ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench up down status mutants lock
+.PHONY: help setup demo test check bench up down status faults mutants lock
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,7 +37,10 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(PYTEST) -q tests/unit $(ARGS)
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/faults tests/mutants $(ARGS)
+
+faults: setup  ## Every fault of the table on real servers, the slow ones too; prints the seconds to convergence
+	@$(PYTEST) -q tests/faults $(ARGS)
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
 	@$(PYTEST) -q tests/mutants $(ARGS)

@@ -31,7 +31,11 @@ ROLLED_BACK_SECONDS = 30
 """So soon a region that was rolled back or promoted serves nothing wrong any more."""
 
 one_kind = pytest.mark.parametrize("mortal_redis", ["valkey"], indirect=True)
-"""Where both kinds of server behave alike."""
+"""Where nothing depends on the kind of server."""
+
+both_kinds = pytest.mark.parametrize(
+    "mortal_redis", ["valkey", pytest.param("redis", marks=pytest.mark.slow)], indirect=True
+)
 
 
 @pytest.fixture
@@ -55,6 +59,7 @@ def opened(site: Site) -> Site:
     return site
 
 
+@both_kinds
 def test_fail_over_to_a_lagging_replica(make_site: MakeSite, mortal_redis: RedisFaults, stopwatch: Stopwatch) -> None:
     """The worker finds older rows in the promoted server, and applies again what that one never heard of."""
     with FaultProxy(mortal_redis.port) as front:
@@ -74,6 +79,7 @@ def test_fail_over_to_a_lagging_replica(make_site: MakeSite, mortal_redis: Redis
         assert set(site.alarms()) <= {"rewound", "redis"}
 
 
+@both_kinds
 def test_restored_from_an_old_dump(region_site: Site, mortal_redis: RedisFaults, stopwatch: Stopwatch) -> None:
     with Load(region_site, "eu") as load:
         load.wait_changes(100)
@@ -117,6 +123,7 @@ def forget_records(site: Site) -> None:
         admin.close()
 
 
+@both_kinds
 def test_restarted_empty(region_site: Site, mortal_redis: RedisFaults, stopwatch: Stopwatch) -> None:
     with Load(region_site, "eu") as load:
         load.wait_changes(100)
@@ -129,6 +136,7 @@ def test_restarted_empty(region_site: Site, mortal_redis: RedisFaults, stopwatch
     assert set(region_site.alarms()) <= {"lost", "redis"}
 
 
+@both_kinds
 def test_fence_hash_evicted(region_site: Site, client: redis.Redis, stopwatch: Stopwatch) -> None:
     """Between the eviction and the worker's next script no fill is admitted; then the fence comes back, wide."""
     region = open_region(region_site.settings, "eu")
@@ -150,6 +158,7 @@ def test_fence_hash_evicted(region_site: Site, client: redis.Redis, stopwatch: S
     assert region_site.alarms() == ["guard_lost"]
 
 
+@both_kinds
 def test_guard_metadata_evicted_by_a_policy_that_may_evict_anything(
     region_site: Site, client: redis.Redis, stopwatch: Stopwatch
 ) -> None:
@@ -174,6 +183,7 @@ def test_guard_metadata_evicted_by_a_policy_that_may_evict_anything(
     assert set(region_site.alarms()) <= {"guard_lost", "lost"}
 
 
+@both_kinds
 def test_out_of_memory_without_eviction(region_site: Site, client: redis.Redis, stopwatch: Stopwatch) -> None:
     """Fills are refused; stale values are removed all the same, so what is served stays right."""
     with Load(region_site, "eu") as load:
@@ -203,6 +213,7 @@ def test_out_of_memory_without_eviction(region_site: Site, client: redis.Redis, 
     assert [(record["kind"], record["fault"]) for record in region_site.logged("alarm")] == [("redis", "OOM")]
 
 
+@both_kinds
 def test_timed_out_command_executes_later(region_site: Site, mortal_redis: RedisFaults, stopwatch: Stopwatch) -> None:
     """The worker gave its script up; the server runs it when it wakes. Rows are compared first, so nothing moves twice."""
     with Load(region_site, "eu") as load:
@@ -303,7 +314,7 @@ OUTAGES: dict[str, Outage] = {
 }
 
 
-@one_kind
+@both_kinds
 def test_error_replies(region_site: Site, mortal_redis: RedisFaults, client: redis.Redis, stopwatch: Stopwatch) -> None:
     """One alarm each; the worker waits, and goes on by itself."""
     with Load(region_site, "eu") as load:
@@ -332,6 +343,7 @@ def test_an_outage_while_nothing_changes_is_one_alarm_too(region_site: Site, cli
     assert region_site.alarms() == ["redis"]
 
 
+@both_kinds
 def test_function_library_flushed(region_site: Site, client: redis.Redis, stopwatch: Stopwatch) -> None:
     """It is loaded again and the same script sent again: nothing is lost, and nobody need hear of it."""
     with Load(region_site, "eu") as load:
