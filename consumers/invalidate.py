@@ -258,7 +258,7 @@ class Worker:
         full = self._region.is_full()
         if full and not self._full:
             self._alarms.up(Alarm.REDIS, "redis is full and evicts nothing of ours: raise maxmemory", fault="OOM")
-        self._full = full
+        self._full = bool(full)
 
     # -- data records ------------------------------------------------------------------------------------------------
 
