@@ -83,6 +83,7 @@ class Intake:
         """Number of the newest record of each row; 0 or absent where it is not known."""
         self._planner = planner
         self._tables = tables
+        self._names = {topic: _name(table) for topic, table in tables.items()}
         self._fields: dict[tuple[str, int], str] = {}
         self._mass_keys = mass_keys
         self._counts: dict[tuple[str, str], int] = {}
@@ -122,7 +123,8 @@ class Intake:
         except BadRecord as error:
             invalidations = self._planner.plan_unreadable(table, header, record.key, str(error))
         else:
-            if envelope.table == table:
+            source = envelope.source
+            if (source.schema, source.table) == self._names[record.topic]:
                 invalidations = self._planner.plan(table, envelope, header, record.key)
             else:
                 fault = f"a record of another table in the topic of {table}"
@@ -175,6 +177,12 @@ class Intake:
                 self._mass[place] = None
                 kept.append(msgspec.structs.replace(invalidation, key=None, value=None, cause=Cause.MASS_CHANGE))
         return kept
+
+
+def _name(table: str) -> tuple[str, str]:
+    """Schema and table, as an envelope's source names them."""
+    schema, dot, name = table.partition(".")
+    return (schema, name) if dot else ("", table)
 
 
 def _transaction(invalidation: Invalidation) -> str:

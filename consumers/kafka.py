@@ -368,7 +368,7 @@ class RecordStream:
             if first is None:
                 return []
             messages = (first, *self._consumer.consume(records_max - 1, 0))
-        return [_record(message) for message in messages if not _is_absent(message)]
+        return [_record(message) for message in messages if message.error() is None or _is_fault(message)]
 
     def bounds(self, partition: tuple[str, int]) -> tuple[int, int]:
         """First offset that exists and end offset. Raises TransientError."""
@@ -426,10 +426,18 @@ class RecordStream:
         self._consumer.close()
 
 
-def _is_absent(message: Any) -> bool:
-    """Whether a topic that we asked for does not exist, yet or any more: what it held, the rows are compared for."""
+def _is_fault(message: Any) -> bool:
+    """False where a topic that we asked for does not exist, yet or any more: the rows are compared for what it held.
+
+    Raises what any other error means.
+    """
     error = message.error()
-    return error is not None and error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - its name for it
+    if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # noqa: SLF001 - its name for it
+        return False
+    place = f"{message.topic()}/{message.partition()}"
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001 - its name for it
+        raise GapError(f"{place}: the next record is not in Kafka any more: {error.str()}")
+    raise _failure(error, f"cannot read {place}")
 
 
 def _placed(partition: Partition, place: Place) -> TopicPartition:
@@ -439,12 +447,6 @@ def _placed(partition: Partition, place: Place) -> TopicPartition:
 
 
 def _record(message: Any) -> Record:
-    error = message.error()
-    if error is not None:
-        place = f"{message.topic()}/{message.partition()}"
-        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):  # noqa: SLF001 - its name for it
-            raise GapError(f"{place}: the next record is not in Kafka any more: {error.str()}")
-        raise _failure(error, f"cannot read {place}")
     leader_epoch = message.leader_epoch()
     return Record(  # by place: faster than by name, and this runs once per record
         message.topic(),
