@@ -8,7 +8,7 @@ ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench up down status mutants lock
+.PHONY: help setup demo test check bench up down faults mutants model lock
 
 help:  ## Say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,7 +37,10 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(PYTEST) -q tests/unit $(ARGS)
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/property tests/integration tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/faults tests/model tests/property tests/integration tests/mutants $(ARGS)
+
+faults: setup  ## Every fault of the table on real servers, the slow ones too; prints the seconds to convergence
+	@$(PYTEST) -q tests/faults $(ARGS)
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
 	@$(PYTEST) -q -n 2 tests/mutants $(ARGS)
@@ -45,14 +48,14 @@ mutants: setup  ## Break the code on purpose in every listed way, and see the na
 bench: setup  ## One benchmark, JSON on the last line: NAME=worker ARGS="--events 200000"; NAME=x lists them
 	@$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
-up: setup  ## Start the local stack and leave it running
+model: $(VENV)/.ready  ## Every interleaving around the guard, in the long worlds too: half an hour
+	@$(PYTEST) -q -n 2 --dist load tests/model $(ARGS)
+
+up: setup  ## Start the local stack and leave it running; one that runs is asked how it is
 	@$(BIN)/python -m infra.stack up
 
 down: $(VENV)/.ready  ## Stop the local stack
 	@$(BIN)/python -m infra.stack down
-
-status: $(VENV)/.ready  ## Ask each server of the local stack
-	@$(BIN)/python -m infra.stack status
 
 lock: $(VENV)/.ready  ## Renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \

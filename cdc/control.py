@@ -6,6 +6,8 @@ that a new history begins, a raise closes a scope. All are facts: applying one t
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from cdc.errors import BadRecord
@@ -14,24 +16,34 @@ from cdc.snapshots import Snapshot, parse_pg_snapshot
 
 CONTROL_VERSION = 1
 
+# What is written as fixed-width text further on must fit: anything else is a record that cannot be read.
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=(1 << 47) - 1)]
+EpochNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+PositionText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+InstanceText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat", tag_field="kind"):
     """A transactional message that the source side committed, published once Kafka had everything before it.
 
     `snapshot` is PostgreSQL's text form, taken inside the heartbeat's own transaction; `stamp` is that transaction.
-    `time_ms` is the database's clock. `barriers` maps each captured topic to the end offset of every partition
-    (index = partition) at the moment of publishing; it is also the list of topics and partitions that exist.
+    `instance` (16 hexadecimal digits) is the open stream of capture that committed it: it has one heartbeat under way
+    at a time, and may publish it late when it was replaced. `time_ms` is the database's clock. `barriers` maps each
+    captured topic to the end offset of every partition (index = partition) at the moment of publishing; it is also the
+    list of topics and partitions that exist.
     """
 
     v: int = CONTROL_VERSION
     source: str
     history: str
+    instance: InstanceText = "0" * 16
     number: int
-    position: str
-    stamp: int
+    position: PositionText
+    stamp: Count
     snapshot: str
-    time_ms: int
-    barriers: dict[str, list[int]]
+    time_ms: Milliseconds
+    barriers: dict[str, list[Count]]
 
     @property
     def at(self) -> Position:
@@ -59,10 +71,10 @@ class EpochStarted(msgspec.Struct, frozen=True, kw_only=True, tag="epoch", tag_f
     v: int = CONTROL_VERSION
     source: str
     history: str
-    epoch: int
+    epoch: EpochNumber
     reason: str
-    lsn: int = 0
-    stamp: int = 0
+    lsn: Count = 0
+    stamp: Count = 0
 
 
 class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="kind"):
@@ -82,7 +94,7 @@ class Raise(msgspec.Struct, frozen=True, kw_only=True, tag="raise", tag_field="k
     reason: str
     table: str | None = None
     key: str | None = None
-    stamp: int = 0
+    stamp: Count = 0
 
 
 ControlRecord = Heartbeat | EpochStarted | Raise
@@ -108,7 +120,7 @@ def decode_control(value: bytes) -> ControlRecord:
             record.at, record.seen  # noqa: B018 - both parse, and both must
         elif isinstance(record, Raise):
             _check_scope(record)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadRecord(f"control record cannot be read: {error}") from error
     return record
 

@@ -78,8 +78,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode_header(value: bytes | None) -> RecordHeader:
-    """The `staleproof` header's fields. Raises BadRecord unless it is 81 bytes of version 1."""
-    if value is None or len(value) != HEADER_WIDTH or value[0] != _VERSION or value.translate(None, _HEXADECIMAL):
+    """The `staleproof` header's fields. Raises BadRecord unless it is 81 bytes of version 1.
+
+    The order within the transaction has 31 bits: a raise counts on from there.
+    """
+    if (
+        value is None
+        or len(value) != HEADER_WIDTH
+        or value[0] != _VERSION
+        or value[25] > _SEVEN
+        or value.translate(None, _HEXADECIMAL)
+    ):
         raise BadRecord(_header_fault(value))
     text = value.decode("ascii")
     return RecordHeader(text[1:33], text[33:49], int(text[49:65], 16), int(text[65:], 16))
@@ -196,6 +205,7 @@ class _Wrapper(msgspec.Struct, frozen=True):
 
 
 _VERSION = ord(HEADER_VERSION)
+_SEVEN = ord("7")
 _HEXADECIMAL = b"0123456789abcdef"
 _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 _encode = msgspec.json.Encoder().encode
@@ -218,4 +228,6 @@ def _header_fault(value: bytes | None) -> str:
         return f"header `{HEADER_NAME}` has {len(value or b'')} bytes, expected {HEADER_WIDTH}"
     if value[:1] != HEADER_VERSION.encode():
         return f"header `{HEADER_NAME}` is of version {value[:1]!r}; this release reads version 1: upgrade"
+    if value[25] > _SEVEN:
+        return f"header `{HEADER_NAME}` names an order of more than 31 bits"
     return f"header `{HEADER_NAME}` is not lower-case hexadecimal"

@@ -41,6 +41,8 @@ class Alarm(StrEnum):
     """A shard is gone: the region starts cold."""
     GUARD_LOST = "guard_lost"
     """The fence hash was gone, evicted for instance: fills are refused until it is proven again."""
+    STUCK = "stuck"
+    """Scopes stay closed: no heartbeats come, or one row never reaches their barriers."""
     REDIS = "redis"
     """The region's Redis does not answer, or refuses to write."""
 

@@ -14,7 +14,7 @@ from consumers.stream import Record
 from invalidator.entry import encode_tail
 from invalidator.guard import Batch, Beat, Closing, KeyChange, KeyRefresh, RowStep, ScopeRaise
 from invalidator.layout import UNKNOWN_TOPIC, ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
-from invalidator.plan import Changes, Invalidation, coalesce
+from invalidator.plan import Cause, Changes, Invalidation, coalesce
 from invalidator.views import Views
 
 
@@ -94,16 +94,17 @@ class Slice:
         """What `shard`, whose rows stand at `known`, still needs; None where it has everything.
 
         A record that the shard has already is left out: after a crash between two shards each goes on from its own row.
+        But for the raise of a mass change, which stands for records that every shard may still lack.
         """
         names = [name for name, row in self._rows.items() if row.record.offset >= known.get(name, 0)]
-        if not names:
-            return None
         needed = self._changes
         if any(row.first_offset < known.get(name, 0) for name, row in self._rows.items()):
             needed = {}
             for planned in self._planned:
-                if planned.record.offset >= known.get(planned.field, 0):
-                    coalesce(planned.invalidations, needed)
+                had = planned.record.offset < known.get(planned.field, 0)
+                coalesce((i for i in planned.invalidations if not had or i.cause is Cause.MASS_CHANGE), needed)
+        if not names and not needed:
+            return None
         raises, changes, refreshes = [], [], []
         layout = self._layout
         for (view, key), invalidation in needed.items():

@@ -577,6 +577,7 @@ class Capture:
         record = Heartbeat(
             source=self._source.name,
             history=self._identity.history,
+            instance=beat.instance,
             number=beat.number,
             position=message.position.text,
             stamp=beat.stamp,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import structlog
 
+from cdc.errors import TransientError
 from consumers.alarms import Alarm, Alarms
 from consumers.stream import Partition, Place, Stream
 from consumers.telemetry import WorkerMetrics
@@ -49,6 +50,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     position: str
     stamp: str
+    reviewed: int
+    """Control records before this offset are heard once more: a shard has jumped."""
 
 
 class Checkpoints:
@@ -67,21 +70,30 @@ class Checkpoints:
         self._control = control
         self._metrics = metrics
         self._alarms = alarms
+        self._reviewed = 0
         self.topic_ids: dict[str, str] = {}
         """As of the last `find`."""
 
-    def find(self, owned: Iterable[Partition], gap: str, *, believed: bool) -> Standing:
+    def find(self, owned: Iterable[Partition], gap: str, *, believed: Mapping[int, Mapping[str, int]]) -> Standing:
         """Read every shard's header, make shards that are not there, close what cannot be continued.
 
-        `gap` says what Kafka reported missing, if it did; `believed`: this process knew the region's shards before.
+        `gap` says what Kafka reported missing, if it did; `believed`: next offsets that each shard has acknowledged to
+        this process.
         """
         self._region.prepare()
-        self.topic_ids = self.read_topic_ids()
+        self._reviewed = 0
+        ids_before, self.topic_ids = self.topic_ids, self.read_topic_ids()
         headers = {}
         for shard in range(self._region.layout.shards):
-            header = self._region.header(shard) or self._start_cold(shard, alarm=believed)
+            header = self._region.header(shard)
+            if header:
+                self._compare(shard, header, believed.get(shard, {}), ids_before)
+            else:
+                header = self._start_cold(shard, alarm=bool(believed))
             closed = self._close_for_kafka(shard, header, owned, gap) | self._close_for_views(shard, header)
             headers[shard] = self._region.header(shard) if closed else header
+            if not headers[shard]:
+                raise TransientError(f"region {self._region.name}: shard {shard} is gone again")
         rows = {
             shard: {name: Row.parse(text) for name, text in header.items() if name.startswith("t:")}
             for shard, header in headers.items()
@@ -94,6 +106,7 @@ class Checkpoints:
             sequences={row_field(*p): _hindmost(rows, row_field(*p))[1] for p in owned},
             closed={shard: closed_scopes(header) for shard, header in headers.items()},
             epoch=epoch,
+            reviewed=self._reviewed,
             **_newest(epoch, headers, rows),
         )
 
@@ -108,6 +121,22 @@ class Checkpoints:
     def control_end(self) -> int:
         """The point from which heartbeats count for what closes now."""
         return self._control.bounds(self._control_partition)[1]
+
+    def _compare(
+        self, shard: int, header: Mapping[str, str], believed: Mapping[str, int], topic_ids: Mapping[str, str]
+    ) -> None:
+        """What was acknowledged and is not there any more, Redis has lost.
+
+        A broken connection is all that a worker sees of most roll-backs and fail-overs: only the rows tell.
+        """
+        for name, offset in believed.items():
+            row = Row.parse(header[name]) if name in header else Row(next_offset=0)
+            made_again = row.topic_id not in (UNKNOWN_TOPIC, topic_ids.get(_topic(name)))  # other offsets altogether
+            if row.next_offset < offset and not made_again:
+                stands = f"shard {shard} stands at {row.next_offset} of {name.removeprefix('t:')}"
+                lost = f"{stands} after it had acknowledged {offset}"
+                self._alarms.up(Alarm.REWOUND, f"{lost}: redis lost data and is brought forward")
+                return
 
     def _start_cold(self, shard: int, *, alarm: bool) -> dict[str, str]:
         """Begin at the end of everything: closed, until heartbeats prove what was jumped over."""
@@ -127,37 +156,65 @@ class Checkpoints:
 
     def _control_row(self) -> tuple[str, Row]:
         first, end = self._control.bounds(self._control_partition)
+        self._reviewed = max(self._reviewed, end)
         return self._control_field, self.row(self._control_partition[0], max(first, end - CONTROL_REVIEW_RECORDS))
 
     def _close_for_kafka(self, shard: int, header: dict[str, str], owned: Iterable[Partition], gap: str) -> bool:
-        """A row that Kafka's partition does not continue is a gap: close, go on from the end."""
-        broken = [p for p in owned if self._is_broken(self._data, p, header.get(row_field(*p)))]
-        lost_control = self._is_broken(self._control, self._control_partition, header.get(self._control_field))
-        if not broken and not lost_control and not gap:
+        """A row that Kafka's partition does not continue is a gap: close, go on from the end.
+
+        Where Kafka reported a gap itself (`gap`) and no row shows it, everything that we own goes on from its end.
+        """
+        unknown = [p for p in owned if row_field(*p) not in header and self._data.bounds(p)[0] > 0]
+        cut = self._cut(header, owned)
+        broken = [p for p in owned if p not in unknown and self._is_broken(self._data, p, header, cut)]
+        lost_control = self._is_broken(self._control, self._control_partition, header, cut)
+        if gap and not broken and not lost_control:
+            broken = list(owned)
+        if not broken and not lost_control and not gap and not unknown:
             return False
-        rows = self._end_rows(broken)
+        rows = self._end_rows({*broken, *unknown})
         offset = self.control_end()
         if lost_control:
             rows.append(self._control_row())
-        self._region.close(
-            shard,
-            Close(
-                closings=(Closing(REGION_SCOPE, offset),),
-                control_restart=offset if lost_control else None,
-                rows=tuple(rows),
-            ),
-        )
+        whole = bool(broken or lost_control or gap)
+        closings = (Closing(REGION_SCOPE, offset),) if whole else self._closings_of(unknown, offset)
+        request = Close(closings=closings, control_restart=offset if lost_control else None, rows=tuple(rows))
+        self._region.close(shard, request)
         return True
 
-    def _is_broken(self, stream: Stream, partition: Partition, text: str | None) -> bool:
+    def _closings_of(self, partitions: Iterable[Partition], offset: int) -> tuple[Closing, ...]:
+        """The views of tables whose first records expired before this region read any: nothing else was lost."""
+        tables = {self._tables[topic] for topic, _ in partitions}
+        views = sorted({view.name for table in tables for view, _ in self._views.by_table[table]})
+        self._alarms.up(Alarm.CLOSED, f"views {', '.join(views)}: the first records of their tables have expired")
+        return tuple(Closing(view_scope(view), offset) for view in views)
+
+    def _cut(self, header: dict[str, str], owned: Iterable[Partition]) -> frozenset[Partition]:
+        """Partitions that were given to a broker without the records that the shard has applied."""
+        places = {}
+        for partition in (*owned, self._control_partition):
+            text = header.get(row_field(*partition))
+            exists = self.topic_ids.get(partition[0]) == (text or "")[16:48]
+            if text is not None and exists:
+                row = Row.parse(text)
+                places[partition] = Place(row.next_offset, row.leader_epoch)
+        return self._data.cut(places)
+
+    def _is_broken(
+        self, stream: Stream, partition: Partition, header: Mapping[str, str], cut: frozenset[Partition]
+    ) -> bool:
+        text = header.get(row_field(*partition))
         row = self.row(partition[0], 0) if text is None else Row.parse(text)
         first, end = stream.bounds(partition)
         now = self.topic_ids.get(partition[0], UNKNOWN_TOPIC)
         if UNKNOWN_TOPIC not in (row.topic_id, now) and row.topic_id != now:
             self._alarms.up(Alarm.GAP, f"topic {partition[0]} was deleted and made again")
             return True
+        place = f"{partition[0]}/{partition[1]}"
+        if partition in cut:
+            self._alarms.up(Alarm.GAP, f"{place}: truncation, kafka has lost records before {row.next_offset}")
+            return True
         if not first <= row.next_offset <= end:
-            place = f"{partition[0]}/{partition[1]}"
             self._alarms.up(Alarm.GAP, f"{place}: row at {row.next_offset}, kafka has {first} to {end}")
             return True
         return False
@@ -190,6 +247,11 @@ class Checkpoints:
         return True
 
 
+def _topic(field: str) -> str:
+    """The topic of a row."""
+    return field.removeprefix("t:").rpartition("/")[0]
+
+
 def closed_scopes(header: dict[str, str]) -> int:
     """How many scopes of a shard are closed."""
     return sum(text.startswith("c") for name, text in header.items() if name.startswith("s:"))
@@ -197,7 +259,9 @@ def closed_scopes(header: dict[str, str]) -> int:
 
 def _hindmost(rows: dict[int, dict[str, Row]], name: str) -> tuple[Place, int]:
     """Where reading goes on where shards differ, and the sequence there. A missing row begins at 0."""
-    row = min((of.get(name) or Row(next_offset=0) for of in rows.values()), key=lambda row: row.next_offset)
+    known = [of.get(name) or Row(next_offset=0) for of in rows.values()]
+    # Of those at one place, the one that knows its sequence: another may have jumped there.
+    row = min(known, key=lambda row: (row.next_offset, -row.sequence))
     return Place(row.next_offset, row.leader_epoch if row.next_offset else -1), row.sequence
 
 

@@ -155,7 +155,7 @@ class Intake:
         counts, limit = self._counts, self._mass_keys
         over = False
         for invalidation in invalidations:
-            place = (invalidation.view, invalidation.stamps[0])
+            place = (invalidation.view, _transaction(invalidation))
             count = counts[place] = counts.get(place, 0) + 1
             over = over or count > limit
         if len(counts) > TRANSACTIONS_COUNTED_MAX:  # one that is counted anew unlinks, or raises, more than it must
@@ -167,13 +167,19 @@ class Intake:
         """What is left of one record's invalidations where a transaction is past the limit of their views."""
         kept: list[Invalidation] = []
         for invalidation in invalidations:
-            place = (invalidation.view, invalidation.stamps[0])
-            if invalidation.key is None or self._counts.get(place, 0) <= self._mass_keys:
+            place = (invalidation.view, _transaction(invalidation))
+            plain = invalidation.key is not None and invalidation.cause is Cause.CHANGE
+            if not plain or self._counts.get(place, 0) <= self._mass_keys:
                 kept.append(invalidation)
             elif place not in self._mass:
                 self._mass[place] = None
                 kept.append(msgspec.structs.replace(invalidation, key=None, value=None, cause=Cause.MASS_CHANGE))
         return kept
+
+
+def _transaction(invalidation: Invalidation) -> str:
+    """Epoch and stamp: a new epoch may give a stamp out again."""
+    return invalidation.position[:8] + invalidation.stamps[0]
 
 
 def _doubt(invalidation: Invalidation) -> Doubt:

@@ -27,14 +27,16 @@ from consumers.checkpoint import Checkpoints, closed_scopes
 from consumers.failpoints import failpoint
 from consumers.intake import STAMP_MARGIN, Bounds, Intake, Planned
 from consumers.kafka import RecordStream
+from consumers.kafka_admin import epoch_ends
 from consumers.regions import open_region, read_views
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings
 from consumers.stream import Partition, Record, Stream
 from consumers.telemetry import WorkerMetrics
-from invalidator.guard import Beat, Close, Closing, ControlStep, Outcome, Pass, RowStep
+from invalidator.guard import Beat, Closing, ControlStep, Outcome, Pass, RowStep
 from invalidator.layout import REGION_SCOPE, row_field, view_scope
 from invalidator.plan import Planner
+from invalidator.redis_errors import Remedy
 from invalidator.region import Applied, Region, RegionFault, Submitted
 from invalidator.views import Views
 
@@ -60,13 +62,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     topic_check_seconds: float = 10.0
     fetch_timeout_seconds: float = 0.1
     control_timeout_seconds: float = 10.0
+    closed_alarm_seconds: float = 60.0
 
 
 class _Waiting(msgspec.Struct, frozen=True):
-    """A heartbeat that has not passed: which of our tables it does not list, and the barrier of each row."""
+    """A heartbeat that has not passed, and the barrier of each row."""
 
     beat: Heartbeat
-    missing: frozenset[str]
     barriers: tuple[tuple[Partition, str, int], ...]
 
 
@@ -79,10 +81,7 @@ class _Moved(Exception):
 
 
 _MOVES = {
-    Outcome.REWIND: (
-        Alarm.REWOUND,
-        "redis stands before what it had acknowledged: it lost data and is brought forward",
-    ),
+    Outcome.REWIND: (None, "redis stands before what was expected"),  # the alarm comes when the rows are looked for
     Outcome.DISPLACED: (Alarm.DISPLACED, "another worker, or one with other views, moved rows of ours"),
     Outcome.COLD: (None, "the shard is gone"),  # the alarm comes when it is made again
     Outcome.REFUSED: (Alarm.DISPLACED, "the region is of another epoch than was believed"),
@@ -118,24 +117,35 @@ class Worker:
         self._shards = range(region.layout.shards)
         # What this worker believes: the partitions that are its own, and of each shard the next offset by row.
         self._owned: frozenset[Partition] = frozenset()
+        self._moves = -1
         self._next: dict[int, dict[str, int]] = {}
         self._topics_due = 0.0
         self._gap = ""
+        self._reviewed = 0  # control records before this one were heard, and reported, once before
         self._epoch = "00000000"
         self._beats: deque[Beat] = deque(maxlen=HEARTBEATS_KEPT)
         self._pending: deque[_Waiting] = deque()
         self._uncaptured: frozenset[str] = frozenset()
         self._lost = True  # believes nothing yet
+        self._stumbled = False
         self._under_way: list[tuple[int, Slice, Submitted]] = []
         self._passed_at: float | None = None
         self._closed: dict[int, int] = {}
+        self._closed_since: float | None = None
+        self._watermarks: dict[int, str] = {}
         self._fault = ""
+        self._full = False
         data.before_loss(self._settle)
 
     @property
     def passed_at(self) -> float | None:
         """When a heartbeat last passed through every row of ours, monotonic seconds."""
         return self._passed_at
+
+    @property
+    def stumbled(self) -> bool:
+        """Whether the last turn found the region or Kafka elsewhere than believed: a cause that lasts must not spin."""
+        return self._stumbled
 
     @property
     def doubt(self) -> str:
@@ -147,13 +157,15 @@ class Worker:
 
     def turn(self) -> int:
         """Fetch and apply once; the number of records applied. Raises TransientError: call again later."""
+        self._stumbled = False
         try:
-            if self._lost or self._data.owned() != self._owned:
+            if self._lost or self._data.moves() != self._moves:
                 self._find_rows()
             self._hear_waiting()
             self._check_topics()
+            self._check_closed()
             records = self._data.fetch(self._limits.batch_records, self._limits.fetch_timeout_seconds)
-            if self._data.owned() != self._owned:
+            if self._data.moves() != self._moves:
                 return 0  # partitions came or went while we fetched: start from their rows
             self._apply(records)
             if len(records) < self._limits.batch_records:
@@ -166,17 +178,18 @@ class Worker:
                 log.warning("worker_moves", region=self._region.name, cause=str(moved))
             else:
                 self._alarms.up(moved.alarm, str(moved))
+            self._stumbled = True
             return 0
         except GapError as gap:
             self._lose_footing()
             self._gap = str(gap)  # the region closes when its rows are looked for
             self._alarms.up(Alarm.GAP, str(gap))
+            self._stumbled = True
             return 0
         except TransientError as error:
             self._lose_footing()  # a script may or may not have run: ask the rows
             self._note_fault(error)
             raise
-        self._fault = ""
         return len(records)
 
     def finish(self) -> None:
@@ -192,16 +205,15 @@ class Worker:
         self._region.abandon()
 
     def _note_fault(self, error: TransientError) -> None:
-        """An alarm when Redis begins to fail, not at every try."""
-        if isinstance(error, RegionFault) and not self._fault:
+        """An alarm when Redis begins to fail, not at every try; none for a library that is loaded again at once."""
+        if isinstance(error, RegionFault) and error.remedy is not Remedy.RELOAD and not self._fault:
             self._fault = str(error)
             self._alarms.up(Alarm.REDIS, str(error), fault=error.kind)
 
     def _find_rows(self) -> None:
         self._settle()
-        believed = bool(self._next)
-        owned = self._data.owned()
-        standing = self._checkpoints.find(owned, self._gap, believed=believed)
+        moves, owned = self._data.moves(), self._data.owned()
+        standing = self._checkpoints.find(owned, self._gap, believed=self._next)
         self._gap = ""
         self._next, self._closed, self._epoch = standing.next, standing.closed, standing.epoch
         self._intake.sequences = dict(standing.sequences)
@@ -209,9 +221,10 @@ class Worker:
         self._intake.bounds = Bounds.of_epoch(self._epoch).widened(standing.position, standing.stamp)
         if self._lost:
             self._pending.clear()  # the shards may have to hear them again first
+        self._reviewed = standing.reviewed
         self._data.assign(standing.places)
         self._control.assign({self._control_partition: standing.control})
-        self._owned, self._lost = owned, False
+        self._owned, self._moves, self._lost = owned, moves, False
         self._show_closed()
         log.info("worker_started", region=self._region.name, epoch=self._epoch, partitions=len(owned))
 
@@ -223,8 +236,28 @@ class Worker:
         now = time.monotonic()
         if now >= self._topics_due:
             self._topics_due = now + self._limits.topic_check_seconds
+            self._check_room()
+            self._drop_unreachable()
             if self._checkpoints.read_topic_ids() != self._checkpoints.topic_ids:
                 raise _Moved("topics changed")
+
+    def _drop_unreachable(self) -> None:
+        """Heartbeats whose barriers Kafka does not have: of a topic that was made again meanwhile."""
+        if len(self._pending) < PENDING_HEARTBEATS_MAX:
+            return
+        ends = {partition: self._data.bounds(partition)[1] for partition in self._owned}
+        kept = [w for w in self._pending if all(barrier <= ends.get(p, barrier) for p, _, barrier in w.barriers)]
+        if len(kept) < len(self._pending):
+            dropped = len(self._pending) - len(kept)
+            log.warning("heartbeats_dropped", region=self._region.name, count=dropped, reason="barriers beyond the end")
+            self._pending = deque(kept)
+
+    def _check_room(self) -> None:
+        """A full Redis loses stale entries and takes no new ones: right, and of no use."""
+        full = self._region.is_full()
+        if full and not self._full:
+            self._alarms.up(Alarm.REDIS, "redis is full and evicts nothing of ours: raise maxmemory", fault="OOM")
+        self._full = full
 
     # -- data records ------------------------------------------------------------------------------------------------
 
@@ -282,6 +315,7 @@ class Worker:
             applied = submitted.applied()
             if applied.outcome is not Outcome.APPLIED:
                 self._move(applied.outcome)
+            self._fault = ""  # what ends an outage is a write: a turn may have had nothing to write
             self._next[shard].update(part.reached)
             self._count(submitted, applied)
             if part.closings:
@@ -349,26 +383,31 @@ class Worker:
             heard = self._region.hear(shard, step)
             if heard.outcome is not Outcome.APPLIED:
                 self._move(heard.outcome)
+            self._fault = ""
             self._restored(heard.restored)
             self._next[shard][self._control_field] = record.offset + 1
             if step.closings:
                 self._show_scopes(shard)
-        self._remember(control)
+        self._remember(control, again=record.offset < self._reviewed)
 
-    def _remember(self, control: ControlRecord | None) -> None:
-        """What a control record means for us, once every shard has it."""
+    def _remember(self, control: ControlRecord | None, *, again: bool) -> None:
+        """What a control record means for us, once every shard has it. `again`: a cold start looks back at it."""
         if isinstance(control, EpochStarted):
             self._begin_epoch(f"{control.epoch:08x}", control.reason)
             if control.stamp:
                 self._widen(f"{control.epoch:08x}{control.lsn:016x}{0:08x}", stamp_text(control.stamp))
-        elif isinstance(control, Raise) and self._concerns_us(control):
-            self._alarms.up(Alarm.ORDERED, f"{_scope_text(control)}: {control.reason}")
+        elif isinstance(control, Raise):
+            if self._concerns_us(control) and not again:
+                self._alarms.up(Alarm.ORDERED, f"{_scope_text(control)}: {control.reason}")
         elif isinstance(control, Heartbeat):
             self._begin_epoch(control.position[:8], "heartbeat of a new epoch")
             self._widen(control.position, stamp_text(control.stamp))
             self._beats.append(Beat(control.position, control.seen.text))
             if not self._owned:
-                self._passed_at = time.monotonic()
+                for shard in self._shards:
+                    self._show_scopes(shard)
+            if not again:
+                self._report_uncaptured(control)
             self._pending.append(self._waiting(control))
 
     def _begin_epoch(self, epoch: str, reason: str) -> None:
@@ -387,13 +426,12 @@ class Worker:
         row = msgspec.structs.replace(row, leader_epoch=record.leader_epoch)
         owned = tuple((name, known.get(name, 0)) for name in (row_field(*p) for p in self._owned))
         step = ControlStep(step=RowStep(self._control_field, known.get(self._control_field, 0), row), owned=owned)
-        whole = (Closing(REGION_SCOPE, record.offset + 1),)
         change = msgspec.structs.replace
         match control:
             case None:
-                return change(step, closings=whole)
+                return change(step, closings=(Closing(REGION_SCOPE, record.offset + 1),))
             case EpochStarted():
-                return change(step, epoch=f"{control.epoch:08x}", history=control.history, closings=whole)
+                return change(step, epoch=f"{control.epoch:08x}", history=control.history)
             case Raise():
                 return self._obeying(shard, step, control, record.offset + 1)
             case Heartbeat():
@@ -403,8 +441,9 @@ class Worker:
                     stamp=stamp_text(control.stamp),
                     limit=stamp_text(control.stamp + STAMP_MARGIN),
                     history=control.history,
+                    instance=control.instance,
                     epoch=control.position[:8],  # begins here only where its own record was missed
-                    closings=whole,
+                    closings=self._closings_of_uncaptured(control, record.offset + 1),
                 )
 
     def _concerns_us(self, order: Raise) -> bool:
@@ -438,17 +477,15 @@ class Worker:
                 self._pending.popleft()
             return
         reached = None
-        while self._pending:
-            if self._is_incomplete(self._pending[0]):
-                self._pending.popleft()  # proves nothing for us, and must not stand before those that do
-            elif self._reached(self._pending[0]):
-                reached = self._pending.popleft()
-            else:
+        for waiting in reversed(self._pending):  # the newest first: one whose barrier never comes stands before nothing
+            if self._reached(waiting):
+                reached = waiting
                 break
         if reached is None:
             return
+        while self._pending.popleft() is not reached:
+            pass
         self._settle()
-        self._passed_at = time.monotonic()
         beat = reached.beat
         request = Pass(
             position=beat.position,
@@ -461,11 +498,12 @@ class Worker:
             if passed.outcome is Outcome.COLD:
                 self._move(passed.outcome)
             self._restored(passed.restored)
-            if passed.outcome is Outcome.APPLIED:  # else another worker's rows are behind: it will tell
+            if passed.outcome is Outcome.APPLIED:
                 self._metrics.watermark_ms.set(beat.time_ms)
+                self._passed_at = time.monotonic()
             if passed.opened:
                 log.info("scopes_opened", region=self._region.name, shard=shard, scopes=passed.opened)
-            if self._closed.get(shard):
+            if self._closed.get(shard) or passed.outcome is not Outcome.APPLIED:
                 self._show_scopes(shard)
         self._data.commit({p: self._smallest(name) for p, name, _ in reached.barriers if p in self._owned})
 
@@ -475,27 +513,24 @@ class Worker:
             for topic in self._tables
             for partition, barrier in enumerate(beat.barriers.get(topic, []))
         )
-        return _Waiting(beat, frozenset(self._tables.keys() - beat.barriers.keys()), barriers)
+        return _Waiting(beat, barriers)
 
-    def _is_incomplete(self, waiting: _Waiting) -> bool:
-        """Whether a table of our views was not captured when the heartbeat was published.
+    def _closings_of_uncaptured(self, beat: Heartbeat, offset: int) -> tuple[Closing, ...]:
+        """The views of our tables that the heartbeat does not list: their changes are lost until one does.
 
-        Its changes are lost until it is, and three heartbeats must follow that: its views close at both ends.
+        In the heartbeat's own step: every one without the table closes them anew, so three must follow that list it.
         """
-        missing = waiting.missing
-        for topic in sorted(missing ^ self._uncaptured):
-            state = "is not captured: add it to the publication" if topic in missing else "is captured from now on"
-            self._close_views_of(self._tables[topic], state)
-        self._uncaptured = missing
-        return bool(missing)
+        missing = self._tables.keys() - beat.barriers.keys()
+        views = {view for topic in missing for view in self._planner.views_of(self._tables[topic])}
+        return tuple(Closing(view_scope(view), offset) for view in sorted(views))
 
-    def _close_views_of(self, table: str, state: str) -> None:
-        views = sorted(self._planner.views_of(table))
-        self._alarms.up(Alarm.CLOSED, f"views {', '.join(views)}: table {table} {state}")
-        offset = self._checkpoints.control_end()
-        for shard in self._shards:
-            self._region.close(shard, Close(closings=tuple(Closing(view_scope(view), offset) for view in views)))
-            self._show_scopes(shard)
+    def _report_uncaptured(self, beat: Heartbeat) -> None:
+        missing = frozenset(self._tables.keys() - beat.barriers.keys())
+        for topic in sorted(missing - self._uncaptured):
+            table = self._tables[topic]
+            views = ", ".join(sorted(self._planner.views_of(table)))
+            self._alarms.up(Alarm.CLOSED, f"views {views}: table {table} is not captured: add it to the publication")
+        self._uncaptured = missing
 
     def _reached(self, waiting: _Waiting) -> bool:
         """Whether every row of ours is at or after its barrier."""
@@ -504,8 +539,25 @@ class Worker:
     # -- what is closed ----------------------------------------------------------------------------------------------
 
     def _show_scopes(self, shard: int) -> None:
-        self._closed[shard] = closed_scopes(self._region.header(shard))
+        header = self._region.header(shard)
+        self._closed[shard] = closed_scopes(header)
+        watermark = header.get("w", "")
+        if watermark > self._watermarks.get(shard, ""):
+            self._passed_at = time.monotonic()  # told by a worker whose rows were behind ours, too
+        self._watermarks[shard] = watermark
         self._show_closed()
+
+    def _check_closed(self) -> None:
+        """A scope opens after about a second: one that stays closed waits for something that a person can find."""
+        now = time.monotonic()
+        if not any(self._closed.values()):
+            self._closed_since = None
+        elif self._closed_since is None:
+            self._closed_since = now
+        elif now - self._closed_since > self._limits.closed_alarm_seconds:
+            self._closed_since = now  # and again after as long
+            hint = "look whether capture runs, and for old transactions in the database's pg_stat_activity"
+            self._alarms.up(Alarm.STUCK, f"{self.doubt}, and it takes long: {hint}")
 
     def _show_closed(self) -> None:
         self._metrics.closed_scopes.set(sum(self._closed.values()))
@@ -528,7 +580,7 @@ def run(settings: Settings, region: str, stop: threading.Event) -> None:
     topics = [settings.source.topic(table) for table in views.by_table]
     queued = settings.worker.queued_kilobytes
     with ExitStack() as resources:
-        data = RecordStream(settings.kafka, group=group, queued_kilobytes=queued, shared=topics)
+        data = RecordStream(settings.kafka, group=group, queued_kilobytes=queued, shared=topics, epoch_ends=epoch_ends)
         resources.callback(data.close)
         control = RecordStream(settings.kafka, group=group, queued_kilobytes=queued)
         resources.callback(control.close)
@@ -572,5 +624,9 @@ def drive(worker: Worker, stop: threading.Event, pulse: Pulse, metrics: WorkerMe
             pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
         else:
             pulse.beat(worker.passed_at, worker.doubt)
-            pause_seconds = BACKOFF_SECONDS_MIN
+            if worker.stumbled:
+                stop.wait(pause_seconds)
+                pause_seconds = min(pause_seconds * 2, BACKOFF_SECONDS_MAX)
+            else:
+                pause_seconds = BACKOFF_SECONDS_MIN
     worker.finish()

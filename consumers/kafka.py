@@ -287,11 +287,15 @@ class RecordStream:
     """
 
     def __init__(
-        self, settings: KafkaSettings, *, group: str, queued_kilobytes: int, shared: Sequence[str] = ()
-    ) -> None:
+        self, settings: KafkaSettings, *, group: str, queued_kilobytes: int, shared: Sequence[str] = (),
+        epoch_ends: Callable[[KafkaSettings, Mapping[Partition, int]], Mapping[Partition, Offset]] = lambda *_: {},
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._epoch_ends = epoch_ends
         self._timeout_seconds = settings.request_timeout_seconds
         self._admin = AdminClient(client_config(settings))
         self._owned: frozenset[Partition] = frozenset()
+        self._moves = 0
         self._settle: Callable[[], None] = lambda: None
         self._consumer = confluent_kafka.Consumer(
             client_config(settings)
@@ -321,6 +325,10 @@ class RecordStream:
         """The partitions that are this process's now."""
         return self._owned
 
+    def moves(self) -> int:
+        """See Stream."""
+        return self._moves
+
     def before_loss(self, settle: Callable[[], None]) -> None:
         """See Stream."""
         self._settle = settle
@@ -328,18 +336,20 @@ class RecordStream:
     def assign(self, places: Mapping[Partition, Place]) -> None:
         """Read exactly these partitions, from these places."""
         parts = [_placed(partition, place) for partition, place in places.items()]
-        if not self._shared:
-            self._consumer.assign(parts)
-            self._owned = frozenset(places)
-            return
-        before = self._consumer.assignment()
-        if before:
-            self._consumer.incremental_unassign(before)
-        if parts:
-            self._consumer.incremental_assign(parts)
+        with _asking("us its partitions"):
+            if not self._shared:
+                self._consumer.assign(parts)
+                self._owned = frozenset(places)
+                return
+            before = self._consumer.assignment()
+            if before:
+                self._consumer.incremental_unassign(before)
+            if parts:
+                self._consumer.incremental_assign(parts)
 
     def _gained(self, consumer: Any, gained: Sequence[TopicPartition]) -> None:
         """Nothing useful is read before `assign` says from where; what comes until then is dropped by the caller."""
+        self._moves += 1
         self._owned |= {(part.topic, part.partition) for part in gained}
         consumer.incremental_assign([TopicPartition(part.topic, part.partition, OFFSET_END) for part in gained])
 
@@ -347,15 +357,18 @@ class RecordStream:
         try:
             self._settle()
         finally:
+            self._moves += 1
             self._owned -= {(part.topic, part.partition) for part in lost}
             consumer.incremental_unassign(lost)
 
     def fetch(self, records_max: int, timeout_seconds: float) -> list[Record]:
         """Records that are there, or the first to come within the timeout. Raises TransientError, GapError."""
-        first = self._consumer.poll(timeout_seconds)  # consume() would wait for a full batch
-        if first is None:
-            return []
-        return [_record(message) for message in (first, *self._consumer.consume(records_max - 1, 0))]
+        with _asking("what is new"):
+            first = self._consumer.poll(timeout_seconds)  # consume() would wait for a full batch
+            if first is None:
+                return []
+            messages = (first, *self._consumer.consume(records_max - 1, 0))
+        return [_record(message) for message in messages if not _is_absent(message)]
 
     def bounds(self, partition: tuple[str, int]) -> tuple[int, int]:
         """First offset that exists and end offset. Raises TransientError."""
@@ -364,6 +377,18 @@ class RecordStream:
                 TopicPartition(*partition), timeout=self._timeout_seconds, cached=False
             )
         return first, end
+
+    def cut(self, places: Mapping[Partition, Place]) -> frozenset[Partition]:
+        """See Stream.
+
+        librdkafka sees a cut log itself (KIP-320), but only where it learns of the election: neither in partitions that
+        a group gives it, which it has known from before it is told the place, nor when it is given the place again.
+        """
+        known = {p: place for p, place in places.items() if place.offset > 0 and place.leader_epoch >= 0}
+        if not known:
+            return frozenset()
+        ends = self._epoch_ends(self._settings, {p: place.leader_epoch for p, place in known.items()})
+        return frozenset(p for p, end in ends.items() if end < known[p].offset)
 
     def partitions(self, topics: Iterable[str]) -> list[tuple[str, int]]:
         """Partitions of those topics that exist. Raises TransientError."""
@@ -399,6 +424,12 @@ class RecordStream:
     def close(self) -> None:
         """Leave at once."""
         self._consumer.close()
+
+
+def _is_absent(message: Any) -> bool:
+    """Whether a topic that we asked for does not exist, yet or any more: what it held, the rows are compared for."""
+    error = message.error()
+    return error is not None and error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)  # noqa: SLF001 - its name for it
 
 
 def _placed(partition: Partition, place: Place) -> TopicPartition:

@@ -15,14 +15,18 @@ from kafka.errors import (
     InvalidReplicationFactorError,
     InvalidTopicError,
     KafkaError,
+    NoError,
     SaslAuthenticationFailedError,
     TopicAlreadyExistsError,
+    for_code,
 )
+from kafka.protocol.consumer import OffsetForLeaderEpochRequest
 
 from cdc.errors import ConfigError, TransientError
 from cdc.events import Offset
 from consumers.kafka import LARGEST_RECORD_BYTES, Extent
 from consumers.settings import KafkaSettings
+from consumers.stream import Partition
 
 _SEVEN_DAYS_MS = 7 * 24 * 3600 * 1000
 
@@ -30,6 +34,9 @@ KEPT = {"cleanup.policy": "delete", "retention.ms": str(_SEVEN_DAYS_MS), "retent
 """A worker that was away longer than this finds a gap: data and control records must last equally long."""
 
 COMPACTED = {"cleanup.policy": "compact", "segment.ms": "3600000", "min.cleanable.dirty.ratio": "0.1"}
+
+
+_AskedTopic = OffsetForLeaderEpochRequest.OffsetForLeaderTopic
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -94,6 +101,37 @@ class Admin:
         """Each topic's identity, which a topic of the same name made later does not have."""
         return {name: str(topic["topic_id"]) for name, topic in self._described(topics).items()}
 
+    def epoch_ends(self, epochs: Mapping[Partition, int]) -> dict[Partition, Offset]:
+        """Where the records of each partition's leader epoch, or of the last one before it, end now; -1: not known.
+
+        A log that was cut by an unclean election ends them earlier than a reader of that epoch had come.
+        """
+        with self._failures("cannot tell whether logs were cut"):
+            answer: dict[Partition, Offset] = self._client._manager.run(self._ask_epoch_ends, epochs)  # noqa: SLF001 - the client has no public call for this request
+            return answer
+
+    async def _ask_epoch_ends(self, epochs: Mapping[Partition, int]) -> dict[Partition, Offset]:
+        client = self._client
+        leaders = await client._async_get_leader_for_partitions({TopicPartition(*place) for place in epochs})  # noqa: SLF001 - as above
+        ends = {}
+        for leader, places in leaders.items():
+            by_topic: dict[str, list[Any]] = {}
+            for topic, partition in places:
+                asked = _AskedTopic.OffsetForLeaderPartition(
+                    partition=partition, current_leader_epoch=-1, leader_epoch=epochs[topic, partition]
+                )
+                by_topic.setdefault(topic, []).append(asked)
+            topics = [_AskedTopic(topic=topic, partitions=asked) for topic, asked in by_topic.items()]
+            request = OffsetForLeaderEpochRequest(replica_id=-1, topics=topics)
+            response = await client._manager.send(request, node_id=leader)  # noqa: SLF001 - as above
+            for told in response.topics:
+                for part in told.partitions:
+                    error = for_code(part.error_code)
+                    if error is not NoError:
+                        raise error(f"{told.topic}/{part.partition}")
+                    ends[told.topic, part.partition] = Offset(part.end_offset)
+        return ends
+
     def _create(self, topics: Sequence[Topic]) -> None:
         wanted = {
             topic.name: {
@@ -147,6 +185,12 @@ class Admin:
             raise ConfigError(f"{where}: {error}; Kafka allows letters, digits, `.`, `_`, `-`: rename table") from error
         except (KafkaError, OSError) as error:
             raise TransientError(f"{where} within {settings.request_timeout_seconds} s: {error}") from error
+
+
+def epoch_ends(settings: KafkaSettings, epochs: Mapping[Partition, int]) -> dict[Partition, Offset]:
+    """Answer one question of `Admin.epoch_ends`, on a connection of its own."""
+    with Admin(settings) as admin:
+        return admin.epoch_ends(epochs)
 
 
 def _config(settings: KafkaSettings) -> dict[str, Any]:

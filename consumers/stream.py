@@ -38,6 +38,9 @@ class Stream(Protocol):
     def owned(self) -> frozenset[Partition]:
         """The partitions that are this process's now; those of a group move between its members."""
 
+    def moves(self) -> int:
+        """How often partitions came or went: those that went and came back are read from nowhere until `assign`."""
+
     def assign(self, places: Mapping[Partition, Place]) -> None:
         """Read exactly these partitions, from these places."""
 
@@ -49,6 +52,12 @@ class Stream(Protocol):
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         """First offset that exists and end offset."""
+
+    def cut(self, places: Mapping[Partition, Place]) -> frozenset[Partition]:
+        """Those partitions that have lost records before their place, even where others have taken the offsets since.
+
+        A place whose leader epoch is not known counts as whole. Raises TransientError.
+        """
 
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         """Partitions of those topics that exist."""

@@ -20,6 +20,7 @@ from invalidator.layout import (
     EXACT_STAMPS,
     FORMAT,
     NO_DIGEST,
+    NO_INSTANCE,
     REGION_SCOPE,
     ZERO_POSITION,
     ZERO_STAMP,
@@ -116,9 +117,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 class ControlStep(msgspec.Struct, frozen=True, kw_only=True):
     """One control record, and what it causes in the same step. `owned`: the caller's rows.
 
-    `position`, `stamp`, `limit` (the highest stamp that may be claimed now) are of a heartbeat, else empty. `epoch`
-    (8 digits) begins only once, and `closings` that come with it happen only then. `key` and its `stripe` are fenced by
-    `stamp`, a transaction of the order's own.
+    `position`, `stamp`, `limit` (the highest stamp that may be claimed now) and `instance` (16 digits, the capture that
+    sent it) are of a heartbeat. `epoch` (8 digits) begins, and the region closes, once.
+    `key` and its `stripe` are fenced by `stamp`, a transaction of the order's own.
     """
 
     step: RowStep
@@ -126,6 +127,7 @@ class ControlStep(msgspec.Struct, frozen=True, kw_only=True):
     stamp: str = ""
     limit: str = ""
     history: str = ""
+    instance: str = NO_INSTANCE
     epoch: str = ""
     closings: tuple[Closing, ...] = ()
     key: str = ""
@@ -318,7 +320,7 @@ def close(shard: Shard, request: Close) -> Outcome:
         closed_at = offset_text(request.control_restart)
         for name, scope in shard.scopes():
             if not scope.open:
-                anew = msgspec.structs.replace(scope, closed_at=closed_at, heartbeats=0, third="")
+                anew = msgspec.structs.replace(scope, closed_at=closed_at, heartbeats=0, instance=NO_INSTANCE, third="")
                 shard.header[name] = anew.text
     _close_scopes(shard, request.closings)
     if request.rows_digest:
@@ -339,14 +341,13 @@ def hear(shard: Shard, request: ControlStep) -> tuple[Outcome, int]:
     outcome = outcome or _compare(shard, [request.step], digest, Outcome.APPLIED)
     if outcome is not None:
         return outcome, 0
-    begins = request.epoch > shard.epoch
-    if begins:
+    if request.epoch > shard.epoch:
+        _close_scopes(shard, (Closing(REGION_SCOPE, request.step.row.next_offset),))
         shard.header["e"] = request.epoch + shard.header["e"][8] + request.history
         shard.header.pop("b", None)
     if request.position[:8] > shard.epoch:
         return Outcome.REFUSED, 0
-    if begins or not request.epoch:
-        _close_scopes(shard, request.closings)
+    _close_scopes(shard, request.closings)
     restored = _fence_key(shard, request) if request.stripe else 0
     if request.position and request.position[:8] == shard.epoch:
         if len(shard.header["e"]) == 9:
@@ -354,7 +355,7 @@ def hear(shard: Shard, request: ControlStep) -> tuple[Outcome, int]:
         # One that a paused capture publishes late counts for nothing.
         if shard.header.get("b", "")[:POSITION_WIDTH] < request.position:
             shard.header["b"] = request.position + request.stamp + request.limit
-            _count_heartbeat(shard, request.position, offset_text(request.step.row.next_offset - 1))
+            _count_heartbeat(shard, request, offset_text(request.step.row.next_offset - 1))
     _advance(shard, request.step)
     return Outcome.APPLIED, restored
 
@@ -491,12 +492,14 @@ def _close_scopes(shard: Shard, closings: Iterable[Closing]) -> None:
                     shard.header[name] = msgspec.structs.replace(scope, fence=EMPTY_FENCE).text
 
 
-def _count_heartbeat(shard: Shard, position: str, heard: str) -> None:
+def _count_heartbeat(shard: Shard, beat: ControlStep, heard: str) -> None:
+    """Three in a row of one capture: what replaced ones publish late was committed who knows when."""
     for name, scope in shard.scopes():
         if not scope.open and scope.closed_at <= heard and scope.heartbeats < 3:
-            count = scope.heartbeats + 1
-            third = position if count == 3 else ""
-            shard.header[name] = msgspec.structs.replace(scope, heartbeats=count, third=third).text
+            count = scope.heartbeats + 1 if scope.instance == beat.instance else 1
+            third = beat.position if count == 3 else ""
+            counted = msgspec.structs.replace(scope, heartbeats=count, instance=beat.instance, third=third)
+            shard.header[name] = counted.text
 
 
 def _fence_key(shard: Shard, request: ControlStep) -> int:

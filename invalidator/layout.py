@@ -21,6 +21,7 @@ ZERO_POSITION = "0" * POSITION_WIDTH
 ZERO_STAMP = "0" * STAMP_WIDTH
 NO_DIGEST = "0" * 16
 UNKNOWN_TOPIC = "0" * 32
+NO_INSTANCE = "0" * 16
 UNKNOWN_EPOCH = 0xFFFF_FFFF
 HEX = re.compile(r"[0-9a-f]*")
 
@@ -83,7 +84,8 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     """State of a view, or of the region: open with a fence, or closed since a point of the control topic.
 
     Written: `o` or `c`, generation (32), digest (16); open: the fence; closed: the control offset from which heartbeats
-    count (16), how many counted (1 digit), the position of the third (32, once it counted).
+    count (16), how many of one capture counted in a row (1 digit), that capture (16), the position of the third (32,
+    once it counted).
     """
 
     generation: str
@@ -91,6 +93,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
     fence: Fence | None = None
     closed_at: str = ""
     heartbeats: int = 0
+    instance: str = NO_INSTANCE
     third: str = ""
 
     @property
@@ -103,7 +106,7 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
         """As stored."""
         if self.fence is not None:
             return f"o{self.generation}{self.digest}{self.fence.text}"
-        return f"c{self.generation}{self.digest}{self.closed_at}{self.heartbeats}{self.third}"
+        return f"c{self.generation}{self.digest}{self.closed_at}{self.heartbeats}{self.instance}{self.third}"
 
     @classmethod
     def parse(cls, text: str) -> Scope:
@@ -111,9 +114,16 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True):
         generation, digest, rest = text[1:33], text[33:49], text[49:]
         if text[:1] == "o":
             return cls(generation=generation, digest=digest, fence=Fence.parse(rest))
-        if text[:1] != "c" or len(rest) not in (17, 49):
+        if text[:1] != "c" or len(rest) not in (33, 65):
             raise ValueError("not a scope")
-        return cls(generation=generation, digest=digest, closed_at=rest[:16], heartbeats=int(rest[16]), third=rest[17:])
+        return cls(
+            generation=generation,
+            digest=digest,
+            closed_at=rest[:16],
+            heartbeats=int(rest[16]),
+            instance=rest[17:33],
+            third=rest[33:],
+        )
 
 
 REGION_SCOPE = "s:"

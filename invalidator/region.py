@@ -110,6 +110,7 @@ class Region:
         self.layout = layout
         self._client = client
         self._line: Any = None  # the connection on which batches are sent ahead of their replies
+        self._unanswered = 0
 
     def prepare(self) -> None:
         """Load the function library unless exactly this one is there."""
@@ -126,6 +127,13 @@ class Region:
     def fence_count(self, shard: int) -> int:
         """How many fences the shard keeps, the one for all other stripes included; 0 when the hash is gone."""
         return int(self._call("HLEN", self.layout.fences_key(shard)))
+
+    def is_full(self) -> bool:
+        """Whether fills are refused for want of memory. Our other scripts run all the same, so none of them tells."""
+        info: dict[str, Any] = self._call("INFO", "memory")
+        counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
+        makes_room = info["maxmemory_policy"].startswith("allkeys")
+        return bool(0 < info["maxmemory"] < counted and not makes_room)
 
     def apply(self, shard: int, batch: Batch) -> Applied:
         """Apply one batch atomically. Safe to repeat: rows are compared first."""
@@ -152,11 +160,13 @@ class Region:
             if self._line is None:
                 self._line = self._client.connection_pool.get_connection()
             self._line.send_packed_command(self._line.pack_command("FCALL", "sp1_apply", len(keys), *keys, *args))
+            self._unanswered += 1
         return Submitted(self, batch)
 
     def abandon(self) -> None:
         """Give up replies that were not asked for: whether those batches were applied, the rows tell."""
         line, self._line = self._line, None
+        self._unanswered = 0
         if line is not None:
             line.disconnect()
             self._client.connection_pool.release(line)
@@ -183,7 +193,7 @@ class Region:
         step = request.step
         args: list[str | bytes | int] = [FORMAT, step.field, offset_text(step.expected), step.row.text]
         args += [offset_text(step.row.next_offset - 1), request.position, request.stamp, request.limit, request.history]
-        args += [request.epoch, request.stripe, len(request.owned)]
+        args += [request.epoch, request.stripe, request.instance, len(request.owned)]
         args += [part for name, offset in request.owned for part in (name, offset_text(offset))]
         args += _closings(request.closings)
         names = [request.key] if request.stripe else []
@@ -224,6 +234,10 @@ class Region:
     def _answer(self) -> list[bytes]:
         with self._judging():
             reply: list[bytes] = self._line.read_response()
+        self._unanswered -= 1
+        if not self._unanswered:  # the pool looks whether it is still alive before it lends it again
+            line, self._line = self._line, None
+            self._client.connection_pool.release(line)
         return reply
 
     def _function(
@@ -253,7 +267,7 @@ class Region:
         except redis.TimeoutError as error:
             raise self._judged(str(error), UNANSWERED, error) from error
         except (redis.ConnectionError, OSError) as error:
-            fault = judge(str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
+            fault = judge(_code(error) + str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
             raise self._judged(str(error), UNREACHABLE if fault is UNKNOWN else fault, error) from error
         except redis.ResponseError as error:
             raise self._judged(str(error), judge(_code(error) + str(error)), error) from error
@@ -284,6 +298,7 @@ class Submitted:
 
 
 _CODES: dict[type[Exception], str] = {
+    redis.BusyLoadingError: "LOADING ",
     redis.exceptions.OutOfMemoryError: "OOM ",
     redis.exceptions.ReadOnlyError: "READONLY ",
     redis.exceptions.NoPermissionError: "NOPERM ",
@@ -295,7 +310,7 @@ _CODES: dict[type[Exception], str] = {
 }
 
 
-def _code(error: redis.ResponseError) -> str:
+def _code(error: Exception) -> str:
     """The error's code, which redis-py takes off the text of those that it has a class for."""
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from cdc.errors import TransientError
+from consumers.failpoints import VARIABLE
 from consumers.regions import open_region, read_views
 from consumers.settings import Settings, load_settings
 from infra.stack import Stack
@@ -43,7 +47,7 @@ class Site:
     database: psycopg.Connection[Any]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, failpoints: str = "") -> subprocess.Popen[bytes]:
         """A `staleproof` process; its log is `<first word>-<n>.log` in the directory."""
         log = (self.directory / f"{command[0]}-{len(self.processes)}.log").open("wb")
         process = subprocess.Popen(
@@ -51,7 +55,7 @@ class Site:
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | ({VARIABLE: failpoints} if failpoints else {}),
         )
         self.processes.append(process)
         return process
@@ -64,27 +68,32 @@ class Site:
             lambda: psycopg.connect(self.dsn, autocommit=True),
         )
 
+    def header(self, region: str) -> dict[str, str]:
+        """The header of the region's first shard; empty when the shard is not there, or its Redis does not answer."""
+        try:
+            return open_region(self.settings, region).header(0)
+        except TransientError:
+            return {}
+
     def wait_open(self, region: str, seconds: float = 60) -> None:
         """Until every scope of the region's first shard is open."""
-        known = open_region(self.settings, region)
 
         def is_open() -> bool:
             self.check_processes()
-            scopes = [text for name, text in known.header(0).items() if name.startswith("s:")]
+            scopes = [text for name, text in self.header(region).items() if name.startswith("s:")]
             return bool(scopes) and all(text.startswith("o") for text in scopes)
 
         wait_until(is_open, f"region {region} is open", seconds=seconds)
 
     def wait_drained(self, region: str, seconds: float = 60) -> None:
         """Until the region's watermark is past everything committed before this call."""
-        known = open_region(self.settings, region)
         with self.database.cursor() as cursor:
             cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'")
             end = int((cursor.fetchone() or (0,))[0])
 
         def is_past() -> bool:
             self.check_processes()
-            return int(known.header(0).get("w", "0" * 32)[8:24], 16) >= end
+            return int(self.header(region).get("w", "0" * 32)[8:24], 16) >= end
 
         wait_until(is_past, f"region {region} has applied everything up to {end:x}", seconds=seconds)
 
@@ -101,17 +110,35 @@ class Site:
         records = (json.loads(line) for line in lines if line.startswith("{"))
         return [record for record in records if record.get("event") == event]
 
+    def alarms(self) -> list[str]:
+        """The kind of every alarm of every process, each process' in order."""
+        return [record["kind"] for record in self.logged("alarm")]
+
+    def wait_alarm(self, kind: str, seconds: float = 30) -> None:
+        """Until an alarm of that kind was raised."""
+        wait_until(lambda: kind in self.alarms(), f"alarm {kind} is raised", seconds=seconds)
+
     def stop(self) -> None:
         """End every process that is still there."""
         for process in self.processes:
             if process.poll() is None:
                 process.terminate()
+                process.send_signal(signal.SIGCONT)  # one that was frozen would not hear of it
         for process in self.processes:
             try:
                 process.wait(15)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)
+
+    def end(self) -> None:
+        """Stop, and give back what the database keeps for capture."""
+        self.stop()
+        self.database.execute(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
+            " AND NOT active"
+        )
+        self.database.close()
 
 
 VIEWS = """
@@ -134,29 +161,49 @@ CREATE PUBLICATION staleproof FOR TABLE contacts, members, templates;
 """
 
 
+class MakeSite(Protocol):
+    """Makes a site with a fresh database, tables, settings and views; nothing is started yet."""
+
+    def __call__(self, *, redis_urls: Mapping[str, str] | None = None, **sections: Mapping[str, Any]) -> Site:
+        """`redis_urls`: regions of the test's own instead of the stack's. `sections` add to those of the settings."""
+
+
 @pytest.fixture
-def site(stack: Stack, tmp_path: Path) -> Iterator[Site]:
-    """A fresh database with tables, settings and views; nothing is started yet."""
+def make_site(stack: Stack, tmp_path: Path) -> Iterator[MakeSite]:
+    """For a test whose site is not the usual one; one site per test."""
+    with ExitStack() as end:
+
+        def make(*, redis_urls: Mapping[str, str] | None = None, **sections: Mapping[str, Any]) -> Site:
+            made = _new_site(stack, tmp_path, redis_urls or stack.redis_urls, sections)
+            end.callback(made.end)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site: MakeSite) -> Site:
+    """On the stack's own regions, with the usual settings."""
+    return make_site()
+
+
+def _new_site(
+    stack: Stack, directory: Path, redis_urls: Mapping[str, str], sections: Mapping[str, Mapping[str, Any]]
+) -> Site:
     name = f"t{next(_serial)}x{os.getpid()}"
     with psycopg.connect(stack.postgres_dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     dsn = psycopg.conninfo.make_conninfo(stack.postgres_dsn, dbname=name)
-    regions = {region: {"url": url, "prefix": name} for region, url in stack.redis_urls.items()}
-    settings = {
+    settings: dict[str, Any] = {
         "source": {"name": name, "dsn": dsn, "slot": name},
         "kafka": {"bootstrap_servers": stack.kafka_bootstrap, "partitions": 2},
-        "regions": regions,
+        "regions": {region: {"url": url, "prefix": name} for region, url in redis_urls.items()},
         "worker": {"stalled_after_seconds": 10},
     }
-    (tmp_path / "staleproof.yaml").write_text(json.dumps(settings))
-    (tmp_path / "views.yaml").write_text(VIEWS)
+    settings |= {section: settings.get(section, {}) | dict(values) for section, values in sections.items()}
+    file = directory / "staleproof.yaml"
+    file.write_text(json.dumps(settings))
+    (directory / "views.yaml").write_text(VIEWS)
     database = psycopg.connect(dsn, autocommit=True)
     database.execute(SCHEMA)
-    site = Site(directory=tmp_path, dsn=dsn, settings=load_settings(tmp_path / "staleproof.yaml"), database=database)
-    yield site
-    site.stop()
-    database.execute(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()"
-        " AND NOT active"
-    )
-    database.close()
+    return Site(directory=directory, dsn=dsn, settings=load_settings(file), database=database)

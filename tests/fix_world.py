@@ -54,6 +54,9 @@ class MemoryStream:
     def assign(self, places: dict[Partition, Place]) -> None:
         self.at = {partition: place.offset for partition, place in places.items()}
 
+    def moves(self) -> int:
+        return hash(self.owned())
+
     def before_loss(self, settle: object) -> None:
         pass
 
@@ -70,6 +73,9 @@ class MemoryStream:
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         return self.first.get(partition, 0), len(self.log[partition])
+
+    def cut(self, places: dict[Partition, Place]) -> frozenset[Partition]:
+        return frozenset()
 
     def partitions(self, topics: Iterable[str]) -> list[Partition]:
         return [p for p in self.log if p[0] in set(topics)]
@@ -135,6 +141,12 @@ class World:
 
     def heartbeat(self, snapshot: str | None = None, topics: tuple[str, ...] = (TOPIC, TEMPLATES)) -> None:
         """Publish one; by default it saw everything."""
+        self.publish(self.commit_heartbeat(snapshot, topics))
+
+    def commit_heartbeat(
+        self, snapshot: str | None = None, topics: tuple[str, ...] = (TOPIC, TEMPLATES), instance: str = "c" * 16
+    ) -> bytes:
+        """One that is in the log and not published yet."""
         self.lsn += 10
         self.stamp += 1
         self.beats += 1
@@ -142,10 +154,10 @@ class World:
             topic: [len(log) for (name, _), log in sorted(self.data.log.items()) if name == topic] for topic in topics
         }
         beat = Heartbeat(
-            source="shop", history=HISTORY, number=self.beats, position=Position(self.epoch, self.lsn, 0).text,
+            source="shop", history=HISTORY, instance=instance, number=self.beats, position=Position(self.epoch, self.lsn, 0).text,
             stamp=self.stamp, snapshot=snapshot or f"{self.stamp}:{self.stamp}:", time_ms=self.lsn, barriers=barriers,
         )  # fmt: skip
-        self.publish(encode_control(beat))
+        return encode_control(beat)
 
     def publish(self, value: bytes) -> None:
         log = self.control.log[CONTROL, 0]

@@ -1,10 +1,12 @@
 -- Purpose: where changes were or may have been lost: nothing older is readable and nothing can be filled (closed scope).
 -- Closing, and moving the rows past what was lost, are always one script. Twin: invalidator/guard.py.
 
+local NONE_COUNTED = '0' .. ZERO_STAMP
+
 local function closed(scope, digest, offset)
-  if not scope then return 'c' .. ZERO_POSITION .. (digest ~= '' and digest or ZERO_STAMP) .. offset .. '0' end
+  if not scope then return 'c' .. ZERO_POSITION .. (digest ~= '' and digest or ZERO_STAMP) .. offset .. NONE_COUNTED end
   if not is_open(scope) then offset = larger(scope:sub(50, 65), offset) end
-  return 'c' .. scope:sub(2, 33) .. (digest ~= '' and digest or scope:sub(34, 49)) .. offset .. '0'
+  return 'c' .. scope:sub(2, 33) .. (digest ~= '' and digest or scope:sub(34, 49)) .. offset .. NONE_COUNTED
 end
 
 -- The fence that the region opens with covers every stamp of before, so older fences need no keeping.
@@ -34,11 +36,12 @@ local function close_scopes(h, f, ARGV, at)
   return at
 end
 
--- Begins an epoch; false when it, or a later one, began already.
-local function begin_epoch(h, epoch, history)
+-- Begins an epoch, unless it or a later one began already: the region closes from control offset `offset` on.
+local function begin_epoch(h, f, epoch, history, offset)
   local old = redis.call('HGET', h, 'e')
-  if old:sub(1, 8) >= epoch then return false end
-  redis.call('HSET', h, 'e', epoch .. old:sub(9, 9) .. history)
+  if old:sub(1, 8) >= epoch then return end
+  redis.call('HSET', h, 's:', closed(redis.call('HGET', h, 's:'), '', offset))
+  drop_fences(h, f)
   redis.call('HDEL', h, 'b')
-  return true
+  redis.call('HSET', h, 'e', epoch .. old:sub(9, 9) .. history)
 end

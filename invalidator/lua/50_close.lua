@@ -32,7 +32,7 @@ local function close(KEYS, ARGV)
     for i = 1, #all, 2 do
       local scope = all[i + 1]
       if all[i]:sub(1, 2) == 's:' and not is_open(scope) then
-        redis.call('HSET', h, all[i], scope:sub(1, 49) .. ARGV[2] .. '0')
+        redis.call('HSET', h, all[i], scope:sub(1, 49) .. ARGV[2] .. NONE_COUNTED)
       end
     end
   end

@@ -20,7 +20,7 @@ local function pass(KEYS, ARGV)
   local opened, all = 0, redis.call('HGETALL', h)
   for i = 1, #all, 2 do
     local scope = all[i + 1]
-    if all[i]:sub(1, 2) == 's:' and scope:sub(1, 1) == 'c' and scope:sub(66, 66) == '3' and scope:sub(67, 98) <= position then
+    if all[i]:sub(1, 2) == 's:' and scope:sub(1, 1) == 'c' and scope:sub(66, 66) == '3' and scope:sub(83, 114) <= position then
       redis.call('HSET', h, all[i], 'o' .. raised(scope, position) .. scope:sub(34, 49) .. fence)
       opened = opened + 1
     end

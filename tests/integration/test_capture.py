@@ -436,6 +436,11 @@ def test_a_restart_goes_on_in_the_same_epoch(place):
     (started,) = place.epochs()
     assert started.reason == "first start"
     assert epoch_of(place, 1) == epoch_of(place, 2) == started.epoch
+    records = place.records("public.contact")
+    assert 0 < started.lsn <= min(Position.parse(header(r).position).lsn for r in records)
+    # A transaction that was running when the epoch was announced has a smaller stamp; none has a much larger one.
+    assert all(abs(int(header(r).stamp, 16) - started.stamp) < 10_000 for r in records)
+    assert started.stamp > 0
 
 
 def test_a_dropped_slot_starts_an_epoch(place):

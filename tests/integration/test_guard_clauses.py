@@ -211,6 +211,27 @@ def test_entries_that_outlive_a_lost_header_are_never_served_again(world: World)
     assert world.fill(payload=b"2").outcome is Outcome.APPLIED
 
 
+def test_heartbeats_that_several_replaced_captures_publish_late_open_nothing(world: World) -> None:
+    """Found by the model: each of them, and the running one's own, was committed before the closing."""
+    world.open()
+    world.change({"id": 5})
+    world.drain()
+    late = [world.commit_heartbeat(instance=name * 16) for name in "ab"]
+    late.append(world.commit_heartbeat())
+    lost = world.change({"id": 2}, lost=1)  # what was lost may have been contact 1
+    world.drain()
+    for value in late:
+        world.publish(value)
+        world.drain()
+    assert world.fill("contact:1", seen=proof(lost, lost)) == Filled(Outcome.REFUSED, "closed")
+    world.heartbeat()
+    world.drain()
+    world.heartbeat()
+    world.drain()
+    assert world.fill("contact:1", seen=proof(lost, lost)) == Filled(Outcome.REFUSED, "region")
+    assert world.fill("contact:1").outcome is Outcome.APPLIED
+
+
 def test_a_stale_view_definition_reads_and_fills_nothing(world: World) -> None:
     world.open()
     assert world.fill().outcome is Outcome.APPLIED

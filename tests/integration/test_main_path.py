@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import urllib.error
 import urllib.request
-from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 
 from consumers.regions import open_region, read_views
 from invalidator.layout import Row, row_field
 from invalidator.region import Region
+from tests.contacts import Load, fill_everything, load_contact, stale_entries, stale_entries_after_reading
 from tests.fix_stack import Site
 from tests.waiting import wait_until
-
-PRELOADED = 200
-
-
-def load_contact(identity: int) -> Any:
-    def load(connection: psycopg.Connection[Any]) -> dict[str, Any] | None:
-        row = connection.execute("SELECT email, status FROM contacts WHERE id = %s", (identity,)).fetchone()
-        return None if row is None else {"email": row[0], "status": row[1]}
-
-    return load
 
 
 def load_segment(identity: int) -> Any:
@@ -53,29 +42,6 @@ def refuse(connection: object) -> Any:
 def cached(region: Region, site: Site, view: str, identity: int) -> bool:
     digest = read_views(site.settings.views).views[view].digest
     return region.read(0, f"{view}:{identity}", view, digest).status == "HIT"
-
-
-def stale_entries(site: Site, region: str) -> list[str]:
-    """Contacts whose readable entry differs from the database. Asks the cache only: what misses is not stale."""
-    truth = {row[0]: {"email": row[1], "status": row[2]} for row in site.database.execute("SELECT * FROM contacts")}
-    reader = site.reader(region)
-    missed = object()
-    stale = []
-    checked = 0
-    for identity in range(PRELOADED):
-        value = reader.get("contact", identity, lambda connection: missed) if cached_key(reader, identity) else missed
-        if value is missed:
-            continue
-        checked += 1
-        if value != truth.get(identity):
-            stale.append(f"contact:{identity}")
-    assert checked > PRELOADED // 4, "too few entries to say anything"
-    return stale
-
-
-def cached_key(reader: Any, identity: int) -> bool:
-    view = reader._views.views["contact"]
-    return reader._region.read(0, f"contact:{identity}", "contact", view.digest).status == "HIT"
 
 
 def test_a_commit_reaches_every_region(site: Site) -> None:
@@ -117,73 +83,6 @@ def test_a_moved_row_kills_both_keys_and_a_refresh_writes_the_new_row(site: Site
     assert reader.get("template", 9, load_template(9)) is None
 
 
-class Load:
-    """A writer and a reader that never stop until told to; the database is what the seed makes it."""
-
-    def __init__(self, site: Site, region: str, seed: int = 7) -> None:
-        self._site, self._region, self._seed = site, region, seed
-        self._stop, self._stop_writing = threading.Event(), threading.Event()
-        self.errors: list[BaseException] = []
-        self.changes = 0
-        self._threads = [threading.Thread(target=self._guarded, args=(run,)) for run in (self._write, self._read)]
-
-    def __enter__(self) -> Self:
-        self._site.database.execute(
-            "INSERT INTO contacts SELECT i, 'start', 'subscribed' FROM generate_series(0, %s) i", (PRELOADED - 1,)
-        )
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def stop_writing(self) -> None:
-        """The reader goes on: what it fills while the stream drains is what could be wrong."""
-        self._stop_writing.set()
-        self._threads[0].join(20)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop_writing.set()
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(20)
-        assert not any(thread.is_alive() for thread in self._threads)
-
-    def _guarded(self, run: Any) -> None:
-        try:
-            run()
-        except BaseException as error:
-            self.errors.append(error)
-            raise
-
-    def _write(self) -> None:
-        random_ = random.Random(self._seed)
-        with psycopg.connect(self._site.dsn, autocommit=True) as connection:
-            while not self._stop_writing.wait(0.002):
-                chosen, value = random_.randrange(PRELOADED), str(random_.random())
-                if random_.random() < 0.1:
-                    connection.execute("DELETE FROM contacts WHERE id = %s", (chosen,))
-                else:
-                    connection.execute(
-                        "INSERT INTO contacts VALUES (%s, %s, 's') ON CONFLICT (id) DO UPDATE SET email = excluded.email",
-                        (chosen, value),
-                    )
-                self.changes += 1
-
-    def _read(self) -> None:
-        random_ = random.Random(self._seed + 1)
-        with psycopg.connect(self._site.dsn, autocommit=True) as connection:
-            reader = self._site.reader(self._region)
-            reader._connect = lambda: nullcontext(connection)
-            while not self._stop.is_set():
-                chosen = random_.randrange(PRELOADED)
-                reader.get("contact", chosen, load_contact(chosen))
-
-
-def fill_everything(site: Site, region: str) -> None:
-    reader = site.reader(region)
-    for identity in range(PRELOADED):
-        reader.get("contact", identity, load_contact(identity))
-
-
 def test_a_killed_capture_and_a_killed_worker_leave_no_gap(site: Site) -> None:
     """kill -9 of both, mid-stream and more than once: afterwards nothing differs, and no alarm was needed."""
     capture = site.start("capture")
@@ -203,17 +102,11 @@ def test_a_killed_capture_and_a_killed_worker_leave_no_gap(site: Site) -> None:
             capture = site.start("capture")
         load.stop_writing()
         site.wait_drained("eu", seconds=90)
+        load.wait_filled()
     assert not load.errors
-    assert stale_entries_after_reading(site) == []
+    assert stale_entries_after_reading(site, "eu") == []
     assert site.logged("alarm") == []
     assert len(site.logged("epoch_started")) == 2  # capture announced the first start, the worker heard it: no more
-
-
-def stale_entries_after_reading(site: Site) -> list[str]:
-    """What was cached while it happened is compared first, then read once more through the cache, compared again."""
-    found = stale_entries(site, "eu")
-    fill_everything(site, "eu")
-    return found + stale_entries(site, "eu")
 
 
 def test_records_delivered_twice_change_nothing(site: Site) -> None:

@@ -347,6 +347,17 @@ def test_a_control_topic_that_was_made_again_closes_the_region_and_it_opens_by_t
         assert world.fill(key).outcome is Outcome.APPLIED
 
 
+def test_a_scope_that_stays_closed_is_an_alarm(world: World) -> None:
+    world.worker = world.new_worker(closed_alarm_seconds=0)
+    world.drain()
+    assert world.alarms("stuck") > 0
+    world.open()
+    stuck = world.alarms("stuck")
+    world.heartbeat()
+    world.drain()
+    assert world.alarms("stuck") == stuck
+
+
 def test_a_control_record_that_cannot_be_read_closes_the_region(world: World) -> None:
     world.open()
     assert world.fill().outcome is Outcome.APPLIED

@@ -159,7 +159,7 @@ MUTANTS = [
         "a closed scope opens at the second heartbeat",
         "P1 §4.2 closed",
         LUA + "61_pass.lua",
-        "scope:sub(66, 66) == '3' and scope:sub(67, 98) <= position",
+        "scope:sub(66, 66) == '3' and scope:sub(83, 114) <= position",
         "scope:sub(66, 66) >= '2'",
         REGION + "test_a_cold_region_refuses_fills_until_the_third_heartbeat",
     ),
@@ -178,6 +178,14 @@ MUTANTS = [
         "    if not newest or newest:sub(1, 32) < position then",
         "    if true then",
         REGION + "test_a_heartbeat_that_a_paused_capture_publishes_late_opens_nothing",
+    ),
+    Mutant(
+        "heartbeats of several captures count together",
+        "P1 §4.2 closed",
+        LUA + "60_hear.lua",
+        "scope:sub(67, 82) == instance and ",
+        "",
+        CLAUSE + "test_heartbeats_that_several_replaced_captures_publish_late_open_nothing",
     ),
     Mutant(
         "heartbeats of before the closing count",

@@ -15,6 +15,7 @@ from invalidator.layout import (
     EMPTY_FENCE,
     FORMAT,
     NO_DIGEST,
+    NO_INSTANCE,
     REGION_SCOPE,
     ZERO_POSITION,
     Fence,
@@ -119,6 +120,9 @@ def shown(draw: st.DrawFn) -> tuple[Kind, str]:
 LONG_MS = 3_600_000
 """A lifetime that no test outlasts."""
 
+instances = st.sampled_from(["a" * 16, "a" * 16, "b" * 16])
+"""Captures that send heartbeats."""
+
 lifetimes = st.sampled_from([0, 0, LONG_MS])
 
 
@@ -149,11 +153,11 @@ def steps(draw: st.DrawFn, shard: Shard) -> tuple[RowStep, ...]:
 # --- shards as they may lie in Redis ---------------------------------------------------------------------------------
 
 closed_scopes = st.builds(
-    lambda generation, at, count, third: Scope(
+    lambda generation, at, count, instance, third: Scope(
         generation=generation, digest="a" * 16, closed_at=offset_text(at), heartbeats=count,
-        third=third if count == 3 else "",
+        instance=instance if count else NO_INSTANCE, third=third if count == 3 else "",
     ),
-    st.just(ZERO_POSITION) | positions, st.integers(0, 4), st.integers(0, 3), positions,
+    st.just(ZERO_POSITION) | positions, st.integers(0, 4), st.integers(0, 3), instances, positions,
 )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ values = (
 )
 rows = st.dictionaries(texts, values, max_size=6)
 words = st.integers(0, 2**32 - 1)
+orders = st.integers(0, 2**31 - 1)
 longs = st.integers(0, 2**63 - 1)
 tables = st.builds(lambda schema, table: f"{schema}.{table}", texts.filter(lambda t: t and "." not in t), texts)
 events = st.builds(
@@ -40,7 +41,7 @@ events = st.builds(
     key=st.none() | rows.filter(lambda row: row.keys() != {"schema", "payload"}),
     before=st.none() | rows,
     after=st.none() | rows,
-    position=st.builds(Position, words, longs, words),
+    position=st.builds(Position, words, longs, orders),
     stamp=longs.map(Stamp),
     committed_at_ms=st.integers(0, 2**42),
 )

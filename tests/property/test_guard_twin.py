@@ -28,6 +28,7 @@ from tests.property.guard_cases import (
     closings,
     fences,
     held,
+    instances,
     lifetimes,
     many_stamps,
     positions,
@@ -53,8 +54,8 @@ class Twins(RuleBasedStateMachine):
         put(self.region, self.shard)
         if there:
             self.cold(0, False, Row(next_offset=0))
-            self.hear(Row(next_offset=1, digest="c" * 16), "", "0" * 16, 0, 0, "00000001", None, "")
-            self.heartbeats(3, f"{1:016x}", True)
+            self.hear(Row(next_offset=1, digest="c" * 16), "", "0" * 16, 0, 0, "00000001", None, "", "a" * 16)
+            self.heartbeats(3, f"{1:016x}", "a" * 16, True)
 
     def next_of(self, field: str) -> int:
         return self.shard.next_offset(field)
@@ -111,17 +112,18 @@ class Twins(RuleBasedStateMachine):
     @rule(
         row=rows, position=st.just("") | positions, stamp=stamps, slip=st.sampled_from([0, 0, 0, 1, -1]),
         owned=st.sampled_from([0, 0, 1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002"]), closing=closings,
-        key=st.sampled_from(["", "", *KEYS]),
+        key=st.sampled_from(["", "", *KEYS]), instance=instances,
     )  # fmt: skip
     def hear(
-        self, row: Row, position: str, stamp: str, slip: int, owned: int, epoch: str, closing: Closing | None, key: str
-    ) -> None:
+        self, row: Row, position: str, stamp: str, slip: int, owned: int, epoch: str, closing: Closing | None, key: str,
+        instance: str,
+    ) -> None:  # fmt: skip
         step = RowStep(
             CONTROL, max(0, self.next_of(CONTROL) + slip), msgspec.structs.replace(row, next_offset=row.next_offset + 1)
         )
         request = ControlStep(
             step=step, position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
-            epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
+            instance=instance, epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
             owned=((ROWS[0], self.next_of(ROWS[0]) + owned),),
         )  # fmt: skip
         reply = self.region.hear(0, request)
@@ -136,8 +138,8 @@ class Twins(RuleBasedStateMachine):
             self.shard, request
         )
 
-    @rule(count=st.integers(1, 3), stamp=stamps, also_passed=st.booleans())
-    def heartbeats(self, count: int, stamp: str, also_passed: bool) -> None:
+    @rule(count=st.integers(1, 3), stamp=stamps, instance=instances, also_passed=st.booleans())
+    def heartbeats(self, count: int, stamp: str, instance: str, also_passed: bool) -> None:
         """Some that count, and perhaps are passed at once: the way that every scope opens, and not before the third."""
         if not self.shard.header:
             return
@@ -149,7 +151,7 @@ class Twins(RuleBasedStateMachine):
             position = f"{epoch}{newest:016x}{0:08x}"
             request = ControlStep(
                 step=RowStep(CONTROL, at, Row(next_offset=at + 9, digest="c" * 16)), position=position, stamp=stamp,
-                limit=f"{15:016x}", history="h1",
+                limit=f"{15:016x}", history="h1", instance=instance,
             )  # fmt: skip
             assert msgspec.structs.astuple(self.region.hear(0, request)) == guard.hear(self.shard, request)
         if also_passed:

@@ -31,6 +31,7 @@ from tests.property.guard_cases import (
     closings,
     fences,
     held,
+    instances,
     lifetimes,
     low_fences,
     positions,
@@ -82,17 +83,17 @@ def test_lua_and_python_apply_alike(
     shard=shards(open_of_ten=4, keys=KEYS[:1]), row=rows, position=st.just("") | positions, stamp=stamps,
     slip=st.sampled_from([0] * 6 + [1, -1, -9]), owned=st.sampled_from([ROWS[:1], ROWS[1:], ROWS, []]),
     behind=st.sampled_from([0] * 6 + [1, -1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002", "00000003"]),
-    closing=closings, key=st.sampled_from(["", "", *KEYS[:2]]),
+    closing=closings, key=st.sampled_from(["", "", *KEYS[:2]]), instance=instances,
 )  # fmt: skip
 def test_lua_and_python_hear_alike(
     region: Region, shard: guard.Shard, row: Row, position: str, stamp: str, slip: int, owned: list[str], behind: int,
-    epoch: str, closing: Closing | None, key: str,
+    epoch: str, closing: Closing | None, key: str, instance: str,
 ) -> None:  # fmt: skip
     """Heartbeats, epochs, closings and orders for a key, on scopes with any count of heartbeats."""
     at = max(0, shard.next_offset(CONTROL) + slip)
     request = ControlStep(
         step=RowStep(CONTROL, at, msgspec.structs.replace(row, next_offset=at + 1, digest="c" * 16)),
-        position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1", epoch=epoch,
+        position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1", instance=instance, epoch=epoch,
         closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
         owned=tuple((name, max(0, shard.next_offset(name) + behind)) for name in owned),
     )  # fmt: skip

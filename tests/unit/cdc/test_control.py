@@ -52,13 +52,16 @@ def test_an_epoch_of_a_release_that_did_not_say_where_it_begins_is_read():
 
 
 @pytest.mark.parametrize(
-    "scope",
-    [{"key": "contact:1"}, {"table": "public.contact", "view": "contact"}, {"table": "public.contact", "key": "c:1"}],
-    ids="+".join,
+    "scope, complaint",
+    [
+        ({"key": "contact:1"}, "names no view"),
+        ({"table": "public.contact", "view": "contact"}, "raise of a table"),
+        ({"table": "public.contact", "key": "contact:1"}, "raise of a table"),
+    ],
 )
-def test_a_raise_that_names_no_one_scope_is_refused(scope):
+def test_a_raise_that_names_no_one_scope_is_refused(scope, complaint):
     record = {"kind": "raise", "v": 1, "source": "shop", "position": "", "region": None, "view": None, "reason": "x"}
-    with pytest.raises(BadRecord, match="name"):
+    with pytest.raises(BadRecord, match=complaint):
         decode_control(json.dumps(record | scope).encode())
 
 

@@ -133,7 +133,7 @@ class Kafka:
 
 
 class Beats:
-    instance = "me"
+    instance = "e" * 16
 
     def __init__(self):
         self.asked, self.failures = [], []
@@ -225,7 +225,7 @@ def change(table, lsn, key=1, op=Op.CREATE, order=0):
     )
 
 
-def beat(number, lsn, instance="me"):
+def beat(number, lsn, instance="e" * 16):
     content = {"source": "shop", "instance": instance, "number": number, "stamp": 9, "snapshot": "9:9:", "time_ms": 1}
     return SourceMessage(HEARTBEAT_PREFIX, json.dumps(content).encode(), Position(5, lsn, 0), 9)
 
