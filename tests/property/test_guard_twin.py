@@ -123,8 +123,8 @@ class Twins(RuleBasedStateMachine):
         )
         request = ControlStep(
             step=step, position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
-            instance=instance, epoch=epoch, closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
-            owned=((ROWS[0], self.next_of(ROWS[0]) + owned),),
+            instance=instance, epoch=epoch, closings=() if closing is None else (closing,), key=key,
+            stripe=STRIPES.get(key, ""), owned=((ROWS[0], self.next_of(ROWS[0]) + owned),),
         )  # fmt: skip
         reply = self.region.hear(0, request)
         event(f"hear {reply.outcome}")

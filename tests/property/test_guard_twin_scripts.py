@@ -51,7 +51,7 @@ from tests.property.guard_cases import (
 often = settings(max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@often
+@settings(often, max_examples=EXAMPLES * 3)
 @given(
     shard=shards(), data=st.data(), plain=changes(), raised=raises, beat=beats, closing=st.none() | closings,
     lifetime_ms=lifetimes,
@@ -78,9 +78,29 @@ def test_lua_and_python_apply_alike(
     _both_hold(region, before, shard, asked, lifetime_ms)
 
 
+@settings(often, max_examples=EXAMPLES * 10)
+@given(
+    shard=shards(open_of_ten=10, keys=KEYS[:3], kept_fences=fences), data=st.data(), plain=changes(), beat=beats,
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+def test_lua_and_python_change_entries_alike(
+    region: Region, shard: guard.Shard, data: st.DataObject, plain: list[guard.KeyChange], beat: guard.Beat | None,
+    lifetime_ms: int,
+) -> None:  # fmt: skip
+    """As above without anything that refuses the batch or closes a scope: every example gets to the entries."""
+    drawn = data.draw(refreshes(without=plain))
+    batch = Batch(rows=(), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat)
+    before = copy.deepcopy(shard)
+    put(region, shard, lifetime_ms)
+    reply = region.apply(0, batch)
+    assert msgspec.structs.astuple(reply) == guard.apply(shard, batch)
+    event(f"u{min(reply.unlinked, 1)} k{min(reply.kept, 1)} w{min(reply.written, 1)}")
+    _both_hold(region, before, shard, {refresh.change.key: refresh.ttl_ms for refresh in batch.refreshes}, lifetime_ms)
+
+
 @often
 @given(
-    shard=shards(open_of_ten=4, keys=KEYS[:1]), row=rows, position=st.just("") | positions, stamp=stamps,
+    shard=shards(open_of_ten=4, keys=KEYS[:1]), row=rows, position=st.just("") | positions | positions, stamp=stamps,
     slip=st.sampled_from([0] * 6 + [1, -1, -9]), owned=st.sampled_from([ROWS[:1], ROWS[1:], ROWS, []]),
     behind=st.sampled_from([0] * 6 + [1, -1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002", "00000003"]),
     closing=closings, key=st.sampled_from(["", "", *KEYS[:2]]), instance=instances,
@@ -93,7 +113,8 @@ def test_lua_and_python_hear_alike(
     at = max(0, shard.next_offset(CONTROL) + slip)
     request = ControlStep(
         step=RowStep(CONTROL, at, msgspec.structs.replace(row, next_offset=at + 1, digest="c" * 16)),
-        position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1", instance=instance, epoch=epoch,
+        position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
+        instance=instance, epoch=epoch,
         closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
         owned=tuple((name, max(0, shard.next_offset(name) + behind)) for name in owned),
     )  # fmt: skip
@@ -127,8 +148,10 @@ def test_lua_and_python_pass_alike(
 
 
 @settings(often, max_examples=EXAMPLES * 2)
-@given(shard=shards(keys=KEYS[:2]), key=st.sampled_from(KEYS[:2]), view=st.sampled_from(["contact", "contact", "tpl", "none"]),
-       digest=st.sampled_from(["a" * 16] * 4 + ["e" * 16]))  # fmt: skip
+@given(
+    shard=shards(keys=KEYS[:2]), key=st.sampled_from(KEYS[:2]),
+    view=st.sampled_from(["contact", "contact", "tpl", "none"]), digest=st.sampled_from(["a" * 16] * 4 + ["e" * 16]),
+)  # fmt: skip
 def test_lua_and_python_read_alike(region: Region, shard: guard.Shard, key: str, view: str, digest: str) -> None:
     put(region, shard)
     found = region.read(0, key, view, digest)
