@@ -75,8 +75,9 @@ class _Waiting(msgspec.Struct, frozen=True):
 class _Moved(Exception):
     """What this worker believes of the region or of its partitions holds no longer: look, and go on from there."""
 
-    def __init__(self, cause: str, alarm: Alarm | None = None) -> None:
-        super().__init__(cause)
+    def __init__(self, what: str, reason: str, alarm: Alarm | None = None) -> None:
+        super().__init__(reason)
+        self.what = what
         self.alarm = alarm
 
 
@@ -173,7 +174,7 @@ class Worker:
             self._pass()
         except _Moved as moved:
             self._lose_footing()
-            self._metrics.moves.labels(cause=moved.alarm.value if moved.alarm else "other").inc()
+            self._metrics.moves.labels(cause=moved.what).inc()
             if moved.alarm is None:
                 log.warning("worker_moves", region=self._region.name, cause=str(moved))
             else:
@@ -239,7 +240,7 @@ class Worker:
             self._check_room()
             self._drop_unreachable()
             if self._checkpoints.read_topic_ids() != self._checkpoints.topic_ids:
-                raise _Moved("topics changed")
+                raise _Moved("topics", "topics came, went or were made again")
 
     def _drop_unreachable(self) -> None:
         """Heartbeats whose barriers Kafka does not have: of a topic that was made again meanwhile."""
@@ -257,7 +258,7 @@ class Worker:
         full = self._region.is_full()
         if full and not self._full:
             self._alarms.up(Alarm.REDIS, "redis is full and evicts nothing of ours: raise maxmemory", fault="OOM")
-        self._full = full
+        self._full = bool(full)
 
     # -- data records ------------------------------------------------------------------------------------------------
 
@@ -339,8 +340,8 @@ class Worker:
             )
 
     def _move(self, outcome: Outcome) -> None:
-        alarm, cause = _MOVES[outcome]
-        raise _Moved(cause, alarm)
+        alarm, reason = _MOVES[outcome]
+        raise _Moved(outcome.value.lower(), reason, alarm)
 
     def _widen(self, position: str, stamp: str) -> None:
         """What was heard or applied moves the bounds of what may be claimed."""

@@ -128,9 +128,17 @@ class Region:
         """How many fences the shard keeps, the one for all other stripes included; 0 when the hash is gone."""
         return int(self._call("HLEN", self.layout.fences_key(shard)))
 
-    def is_full(self) -> bool:
-        """Whether fills are refused for want of memory. Our other scripts run all the same, so none of them tells."""
-        info: dict[str, Any] = self._call("INFO", "memory")
+    def is_full(self) -> bool | None:
+        """Whether fills are refused for want of memory. Our other scripts run all the same, so none of them tells.
+
+        None where our user may not ask (INFO).
+        """
+        try:
+            info: dict[str, Any] = self._call("INFO", "memory")
+        except FatalError as error:
+            if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+                return None
+            raise
         counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
         makes_room = info["maxmemory_policy"].startswith("allkeys")
         return bool(0 < info["maxmemory"] < counted and not makes_room)

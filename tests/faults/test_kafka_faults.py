@@ -93,6 +93,7 @@ def test_offsets_out_of_range_for_a_worker_that_was_away(
     assert set(site.alarms()) == {"gap"}
 
 
+@pytest.mark.slow
 def test_offsets_out_of_range_under_a_running_worker(
     site: Site, worker: subprocess.Popen[bytes], admin: KafkaAdminClient, stopwatch: Stopwatch
 ) -> None:

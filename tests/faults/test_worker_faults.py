@@ -124,7 +124,7 @@ def test_worker_killed_beside_another(site: Site, stopwatch: Stopwatch) -> None:
     assert site.alarms() == []
 
 
-@pytest.mark.parametrize("point", ["apply.before_script", "apply.after_script"])
+@pytest.mark.parametrize("point", [pytest.param("apply.before_script", marks=pytest.mark.slow), "apply.after_script"])
 def test_worker_killed_at_a_failpoint(site: Site, stopwatch: Stopwatch, point: str) -> None:
     site.start("capture")
     worker = site.start(*WORKER, failpoints=f"{point}=kill@20")
