@@ -1,0 +1,223 @@
+"""One script at a time on a shard as it may lie in Redis: guard.lua and guard.py must say and leave the same.
+
+The state machine beside this file finds what several steps do together; it rarely meets a proof with fences, a refresh
+with each kind of entry, or a lost fence with rows that several workers moved. Here every example does.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import msgspec
+from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import strategies as st
+
+from invalidator import guard
+from invalidator.entry import Content, Kind, lead
+from invalidator.guard import Batch, Closing, ControlStep, Fill, Pass, RowStep, ScopeRaise
+from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Row, Scope, view_scope
+from invalidator.region import Region
+from tests.property.guard_cases import (
+    CONTROL,
+    EXAMPLES,
+    KEYS,
+    LONG_MS,
+    OPEN,
+    ROWS,
+    STRIPES,
+    VIEWS,
+    beats,
+    changes,
+    closings,
+    fences,
+    held,
+    instances,
+    lifetimes,
+    low_fences,
+    positions,
+    proofs,
+    put,
+    raises,
+    refreshes,
+    rows,
+    scopes,
+    shards,
+    shown,
+    stamps,
+    steps,
+    tail,
+)
+
+often = settings(max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(often, max_examples=EXAMPLES * 3)
+@given(
+    shard=shards(), data=st.data(), plain=changes(), raised=raises, beat=beats, closing=st.none() | closings,
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+def test_lua_and_python_apply_alike(
+    region: Region, shard: guard.Shard, data: st.DataObject, plain: list[guard.KeyChange], raised: ScopeRaise | None,
+    beat: guard.Beat | None, closing: Closing | None, lifetime_ms: int,
+) -> None:  # fmt: skip
+    """Changes and refreshes of keys with entries of every kind, raises with heartbeats, rows of two workers."""
+    batch = Batch(
+        rows=data.draw(steps(shard)),
+        closings=() if closing is None else (closing,),
+        raises=() if raised is None else (raised,),
+        changes=tuple(plain),
+        refreshes=_once_more(shard, data, data.draw(refreshes(without=plain))),
+        beat=beat,
+    )
+    before = copy.deepcopy(shard)
+    put(region, shard, lifetime_ms)
+    reply = region.apply(0, batch)
+    assert msgspec.structs.astuple(reply) == guard.apply(shard, batch)
+    event(f"{reply.outcome} k{min(reply.kept, 1)} w{min(reply.written, 1)} restored {reply.restored}")
+    asked = {refresh.change.key: refresh.ttl_ms for refresh in batch.refreshes}
+    _both_hold(region, before, shard, asked, lifetime_ms)
+
+
+@settings(often, max_examples=EXAMPLES * 10)
+@given(
+    shard=shards(open_of_ten=10, keys=KEYS[:3], kept_fences=fences), data=st.data(), plain=changes(), beat=beats,
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+def test_lua_and_python_change_entries_alike(
+    region: Region, shard: guard.Shard, data: st.DataObject, plain: list[guard.KeyChange], beat: guard.Beat | None,
+    lifetime_ms: int,
+) -> None:  # fmt: skip
+    """As above without anything that refuses the batch or closes a scope: every example gets to the entries."""
+    drawn = data.draw(refreshes(without=plain))
+    batch = Batch(rows=(), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat)
+    before = copy.deepcopy(shard)
+    put(region, shard, lifetime_ms)
+    reply = region.apply(0, batch)
+    assert msgspec.structs.astuple(reply) == guard.apply(shard, batch)
+    event(f"u{min(reply.unlinked, 1)} k{min(reply.kept, 1)} w{min(reply.written, 1)}")
+    _both_hold(region, before, shard, {refresh.change.key: refresh.ttl_ms for refresh in batch.refreshes}, lifetime_ms)
+
+
+@often
+@given(
+    shard=shards(open_of_ten=4, keys=KEYS[:1]), row=rows, position=st.just("") | positions | positions, stamp=stamps,
+    slip=st.sampled_from([0] * 6 + [1, -1, -9]), owned=st.sampled_from([ROWS[:1], ROWS[1:], ROWS, []]),
+    behind=st.sampled_from([0] * 6 + [1, -1]), epoch=st.sampled_from(["", "", "", "00000001", "00000002", "00000003"]),
+    closing=closings, key=st.sampled_from(["", "", *KEYS[:2]]), instance=instances,
+)  # fmt: skip
+def test_lua_and_python_hear_alike(
+    region: Region, shard: guard.Shard, row: Row, position: str, stamp: str, slip: int, owned: list[str], behind: int,
+    epoch: str, closing: Closing | None, key: str, instance: str,
+) -> None:  # fmt: skip
+    """Heartbeats, epochs, closings and orders for a key, on scopes with any count of heartbeats."""
+    at = max(0, shard.next_offset(CONTROL) + slip)
+    request = ControlStep(
+        step=RowStep(CONTROL, at, msgspec.structs.replace(row, next_offset=at + 1, digest="c" * 16)),
+        position=position, stamp=stamp, limit=f"{15:016x}" if position else "", history="h1",
+        instance=instance, epoch=epoch,
+        closings=() if closing is None else (closing,), key=key, stripe=STRIPES.get(key, ""),
+        owned=tuple((name, max(0, shard.next_offset(name) + behind)) for name in owned),
+    )  # fmt: skip
+    before = copy.deepcopy(shard)
+    put(region, shard)
+    reply = region.hear(0, request)
+    event(f"{reply.outcome} restored {reply.restored}")
+    assert msgspec.structs.astuple(reply) == guard.hear(shard, request)
+    _both_hold(region, before, shard, {}, 0)
+
+
+@often
+@given(
+    shard=shards(open_of_ten=4, keys=()),
+    position=positions,
+    stamp=stamps,
+    behind=st.lists(st.sampled_from([0] * 5 + [-1, 1]), min_size=2, max_size=2),
+)
+def test_lua_and_python_pass_alike(
+    region: Region, shard: guard.Shard, position: str, stamp: str, behind: list[int]
+) -> None:
+    """Scopes with any count of heartbeats, fences lost or kept, rows that raises left beyond the heartbeat."""
+    barriers = tuple((n, max(0, shard.next_offset(n) + by)) for n, by in zip(ROWS, behind, strict=True))
+    request = Pass(position=position, stamp=stamp, time_ms=9, barriers=barriers)
+    before = copy.deepcopy(shard)
+    put(region, shard)
+    reply = region.pass_heartbeat(0, request)
+    event(f"{msgspec.structs.astuple(reply)}")
+    assert msgspec.structs.astuple(reply) == guard.pass_heartbeat(shard, request)
+    _both_hold(region, before, shard, {}, 0)
+
+
+@settings(often, max_examples=EXAMPLES * 2)
+@given(
+    shard=shards(keys=KEYS[:2]), key=st.sampled_from(KEYS[:2]),
+    view=st.sampled_from(["contact", "contact", "tpl", "none"]), digest=st.sampled_from(["a" * 16] * 4 + ["e" * 16]),
+)  # fmt: skip
+def test_lua_and_python_read_alike(region: Region, shard: guard.Shard, key: str, view: str, digest: str) -> None:
+    put(region, shard)
+    found = region.read(0, key, view, digest)
+    event(found.status)
+    assert (found.status, found.entry) == guard.read(shard, key, view, digest)
+    assert found.watermark == shard.header.get("w", "")
+
+
+@often
+@given(
+    region_scope=scopes, view=scopes, default=low_fences, stripe=st.none() | fences, entry=st.none() | shown(),
+    seen=proofs(),
+    limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+@example(
+    region_scope=OPEN, view=OPEN, default=EMPTY_FENCE, stripe=None, entry=(Kind.FILL, f"p{3:016x}{5:016x}"),
+    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o", lifetime_ms=0,
+)  # fmt: skip
+def test_lua_and_python_fill_alike(
+    region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,
+    entry: tuple[Kind, str] | None, seen: str, limit: str, method: str, lifetime_ms: int,
+) -> None:  # fmt: skip
+    """Open scopes, so that a proof meets fences and what is there, which the state machine rarely gets to."""
+    name = VIEWS[0][0]
+    shard = guard.Shard(header={"v": FORMAT, "e": f"00000001{method}h1", REGION_SCOPE: region_scope.text})
+    shard.header[view_scope(name)] = view.text
+    if limit:
+        shard.header["b"] = "0" * 48 + limit
+    shard.fences = {"*": default.text} | ({} if stripe is None else {STRIPES[KEYS[0]]: stripe.text})
+    if entry is not None:
+        head = lead(entry[0], Content.VALUE) + region_scope.generation + view.generation
+        shard.entries[KEYS[0]] = head.encode() + tail(KEYS[0], name, entry[1], b"[0]")
+    before = copy.deepcopy(shard)
+    put(region, shard)
+    request = Fill(
+        key=KEYS[0], stripe=STRIPES[KEYS[0]], view=name, digest=view.digest, history="h1",
+        lead=lead(Kind.FILL, Content.VALUE), tail=tail(KEYS[0], name, seen, b"[1]"), ttl_ms=lifetime_ms,
+    )  # fmt: skip
+    reply = region.fill(0, request)
+    event(f"fill {seen[:1]} over {entry[0] + entry[1][:1] if entry else 'nothing'}: {reply.outcome} {reply.reason}")
+    assert (reply.outcome, reply.reason) == guard.fill(shard, request)
+    _both_hold(region, before, shard, {KEYS[0]: lifetime_ms}, 0)
+
+
+def _once_more(
+    shard: guard.Shard, data: st.DataObject, drawn: tuple[guard.KeyRefresh, ...]
+) -> tuple[guard.KeyRefresh, ...]:
+    """Now and then a refresh is at the very position that its key's entry shows already."""
+    result = []
+    for refresh in drawn:
+        shown_at = shard.entries.get(refresh.change.key, b"")[104:136].decode("ascii", "replace")
+        if len(shown_at) == 32 and shown_at[0] == "0" and data.draw(st.booleans()):
+            change = msgspec.structs.replace(refresh.change, position=shown_at)
+            again = tail(change.key, "contact", shown_at + "".join(change.stamps), b"{}")
+            refresh = msgspec.structs.replace(refresh, change=change, tail=again)  # noqa: PLW2901 - the same, moved
+        result.append(refresh)
+    return tuple(result)
+
+
+def _both_hold(
+    region: Region, before: guard.Shard, after: guard.Shard, asked_ms: dict[str, int], lifetime_ms: int
+) -> None:
+    """Redis holds `after`; an entry that was written ends by itself if that was asked for, another as before."""
+    there, ends = held(region)
+    assert there == after
+    for key, data in after.entries.items():
+        expected_ms = lifetime_ms if before.entries.get(key) == data else asked_ms[key]
+        assert ends[key] == (expected_ms == LONG_MS), f"entry {key} with a lifetime of {expected_ms} ms"
