@@ -232,6 +232,17 @@ def test_heartbeats_that_several_replaced_captures_publish_late_open_nothing(wor
     assert world.fill("contact:1").outcome is Outcome.APPLIED
 
 
+def test_heartbeats_that_were_published_before_a_cold_start_do_not_open_it(world: World) -> None:
+    """They are heard, since one of them tells the epoch; but what was jumped over may have come after them."""
+    for _ in range(5):
+        world.heartbeat()
+    world.drain()
+    assert world.region.header(0)["e"][:8] == "00000001"
+    assert world.fill() == Filled(Outcome.REFUSED, "closed")
+    pass_three_heartbeats(world)
+    assert world.fill().outcome is Outcome.APPLIED
+
+
 def test_a_stale_view_definition_reads_and_fills_nothing(world: World) -> None:
     world.open()
     assert world.fill().outcome is Outcome.APPLIED

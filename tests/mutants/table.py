@@ -193,7 +193,7 @@ MUTANTS = [
         LUA + "60_hear.lua",
         " and scope:sub(50, 65) <= offset and",
         " and",
-        TWIN + "test_lua_and_python_decide_alike",
+        CLAUSE + "test_heartbeats_that_were_published_before_a_cold_start_do_not_open_it",
     ),
     Mutant(
         "a record that closes scopes moves its row and closes nothing",
