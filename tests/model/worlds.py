@@ -47,7 +47,7 @@ LOSSES = [
     World("records expire", (A,), (V,), Budget(beats=3, expire=1), **ONE, states=108_000),
     World("a new epoch", (A,), (V,), Budget(beats=3, epoch=1), beats_at_once=True, **ONE, states=176_000),
     World("an operator fences a view", (A,), (V,), Budget(beats=3, order=1), unseen=(0,), order=("v", None), **ONE, states=36_000),
-    World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V, states=1),
+    World("an operator fences a key", (A, B), (V,), Budget(beats=1, order=1), readers=1, unseen=(0,), order=V, states=164_000),
     World("a refreshed row rolled back", (A, A), (R,), Budget(), (("roll", 1), ("fences", 1)), **ROW, states=7_000),
 ]  # fmt: skip
 
