@@ -147,6 +147,8 @@ class Place:
         thread.start()
         try:
             until(lambda: failures or ((slot := self.slot()) and slot[1]), what="capture on its slot")
+            # DDL before an epoch starts is part of what it starts from, and raises nothing
+            until(lambda: failures or self.epochs(), what="the first epoch")
             yield failures
         finally:
             stop.set()
