@@ -90,22 +90,31 @@ class KeyTemplate:
 
 
 def can_render(template: KeyTemplate, key: str) -> bool:
-    """Whether some parts render exactly `key`. A hash is taken as it is: of which text it is cannot be told.
+    """Whether some parts render exactly `key`. A hash is taken as it is: of which text it is cannot be told."""
+    return key_parts(template, key) is not None
+
+
+def key_parts(template: KeyTemplate, key: str) -> tuple[str | None, ...] | None:
+    """The parts, as text, that render exactly `key`; None when there are none. A part that was hashed is None.
 
     Between two separators stands at most one field, so there is only one way to cut a key into parts.
     """
     pattern = re.escape(template.literals[0]) + "".join(_PART + re.escape(literal) for literal in template.literals[1:])
     found = re.fullmatch(pattern, key)
-    return found is not None and all(map(_is_part, found.groups()))
-
-
-def _is_part(part: str) -> bool:
-    if _HASHED.fullmatch(part):
-        return True
     try:
-        return encode_part(unquote_to_bytes(part).decode("utf-8", "surrogatepass")) == part
-    except UnicodeDecodeError:
-        return False
+        return None if found is None else tuple(map(_decoded, found.groups()))
+    except ValueError:
+        return None
+
+
+def _decoded(part: str) -> str | None:
+    """The text behind an encoded part, None for a hash. Raises ValueError for what nothing is encoded to."""
+    if _HASHED.fullmatch(part):
+        return None
+    text = unquote_to_bytes(part).decode("utf-8", "surrogatepass")
+    if encode_part(text) != part:
+        raise ValueError("not an encoded part")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
