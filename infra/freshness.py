@@ -85,7 +85,7 @@ class _Absent(Exception):
     """The reader wanted to load."""
 
 
-def _refuse(_connection: object) -> object:
+def _no_database(*_: object) -> Any:
     raise _Absent
 
 
@@ -111,6 +111,7 @@ class Freshness:
         self.last_change: LastChange | None = None
         self._settings, self._views, self._loaders, self._dsn, self._drain = settings, views, loaders, dsn, drain
         self._readers: dict[str, SiteReader] = {}
+        self._probes: dict[str, CacheReader] = {}  # readers that ask the cache and nobody else
 
     def read(self, region: str, view: str, key: object) -> Any:
         """The view's loader behind the region's cache."""
@@ -200,7 +201,7 @@ class Freshness:
         lines = [f"  view {view} is invalidated by " + "; ".join(_told(known, rule) for rule in known.rules)]
         lines += (
             f"  its loader also reads {table}, which the view does not name: no change there reaches an entry."
-            f" Add `{table}: {{}}` to its tables in {self._settings.views.name}"
+            f" Name it under `tables:` in {self._settings.views.name}, with `parts:` if the key has another name there"
             for table in sorted(forgotten)
         )
         if self.last_change is not None:
@@ -227,8 +228,10 @@ class Freshness:
         return value
 
     def _cached(self, region: str, view: str, key: object) -> Any:
+        if region not in self._probes:
+            self._probes[region] = CacheReader(open_region(self._settings, region), self._views, _no_database)
         try:
-            return self._reader(region).get(view, key, _refuse)
+            return self._probes[region].get(view, key, _no_database)
         except _Absent:
             return _NOT_CACHED
 

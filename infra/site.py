@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import psycopg
+from psycopg import sql
 
 from cdc.errors import TransientError
 from consumers.check import examine
@@ -194,6 +195,15 @@ class Site:
             self._freshness.last_change = LastChange(statement, tables)
         self.wait_drained()
         return rows
+
+    def clear(self) -> None:
+        """Empty every table that a view names, with what refers to it, and wait: for tests that share a site.
+
+        After a TRUNCATE nothing that was cached of these views is readable.
+        """
+        tables = [sql.Identifier(*table.split(".", 1)) for table in sorted(self.views.by_table)]
+        self.database.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(sql.SQL(", ").join(tables)))
+        self.wait_drained()
 
     # -- asserting
 
