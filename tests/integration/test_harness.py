@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import psycopg
@@ -122,10 +123,24 @@ def test_what_does_not_exist_and_keys_of_several_parts_are_compared_too(site: Si
     assert site.read("pair", {"id": product, "currency": "EUR"}, region="eu") == 1900
 
 
-def test_a_change_that_nobody_waited_for_is_waited_for_by_the_assertion(site: Site, product: int) -> None:
+def test_a_change_that_nobody_waited_for_is_waited_for_by_the_assertion(
+    site: Site, product: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site.assert_fresh("product", product)
-    site.database.execute("UPDATE products SET maker = 'late' WHERE id = %s", [product])
-    site.assert_fresh("product", product)
+    (worker,) = site.running("invalidate", "--region", "us")
+    drain = site._freshness._drain
+
+    def let_it_go_on(regions: Collection[str]) -> None:
+        worker.send_signal(signal.SIGCONT)
+        drain(regions)
+
+    monkeypatch.setattr(site._freshness, "_drain", let_it_go_on)
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        site.database.execute("UPDATE products SET maker = 'late' WHERE id = %s", [product])
+        site.assert_fresh("product", product)
+    finally:
+        worker.send_signal(signal.SIGCONT)
 
 
 def test_a_view_that_forgets_a_table_fails_with_the_fields_and_the_table(site: Site, product: int) -> None:
