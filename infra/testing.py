@@ -125,7 +125,7 @@ def staleproof(staleproof_factory: SiteMaker) -> Iterator[MakeSite]:
         yield make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def staleproof_standby(staleproof_servers: Servers) -> Iterator[Standby]:
     """A streaming standby of the servers' PostgreSQL, for `site.reader(region, dsn=standby.dsn(site.name))`."""
     from infra.processes import StackError
