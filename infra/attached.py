@@ -7,11 +7,12 @@ session that was killed has left.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 from kafka import KafkaAdminClient
@@ -22,10 +23,14 @@ from infra import warden
 from infra.processes import StackError
 from infra.servers import ServerHandle, Servers
 from infra.stack import State
+from infra.waiting import wait_until
 from infra.warden import Identity
 
 STATE_FILE: Final = "stack.json"
 KAFKA_LIMIT_MS: Final = 10_000
+SLOT_LIMIT_SECONDS: Final = 10.0
+
+_LOCK: Final = 0x5374616C6550  # an advisory lock of ours
 
 _SITE: Final = re.compile(r"sp(?P<pid>[0-9]+)x(?P<started_ticks>[0-9]+)x[0-9]+")
 
@@ -80,31 +85,48 @@ class AttachedServers:
 def forget_left_over(servers: Servers) -> list[str]:
     """Remove every site whose process is gone; their names."""
     with psycopg.connect(servers.postgres_dsn, autocommit=True) as admin:
+        admin.execute("SELECT pg_advisory_lock(%s)", [_LOCK])  # sessions that start at once would remove the same ones
         names = [name for (name,) in admin.execute("SELECT datname FROM pg_database").fetchall()]
-    left = [name for name in names if is_left_over(name)]
-    if left:
-        forget(servers, left)
+        left = [name for name in names if is_left_over(name)]
+        for name in left:
+            drop_slots(with_database(servers.postgres_dsn, name))
+        if left:
+            forget(servers, left)
     return left
 
 
-def forget(servers: Servers, names: Iterable[str]) -> None:
-    """Remove the databases, slots, topics and Redis keys of these sites."""
-    sites = list(names)
+def forget(servers: Servers, names: Collection[str]) -> None:
+    """Remove the databases, topics and Redis keys of these sites, whose slots are gone."""
     with psycopg.connect(servers.postgres_dsn, autocommit=True) as admin:
-        for name in sites:
-            admin.execute(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = %s", [name]
-            )
-            admin.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
-            )
+        for name in names:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-    _forget_topics(servers.kafka_bootstrap, sites)
+    _forget_topics(servers.kafka_bootstrap, names)
     for url in servers.redis_urls.values():
         with Redis.from_url(url) as client:
-            for name in sites:
+            for name in names:
                 for key in client.scan_iter(match=f"{{{name}:*}}:*", count=1_000):
                     client.unlink(key)
+
+
+def drop_slots(dsn: str) -> None:
+    """Drop the slots of this database: one that stays keeps the log for ever. A sender ends after its reader."""
+    with psycopg.connect(dsn, autocommit=True) as database:
+
+        def is_gone() -> bool:
+            database.execute(
+                "SELECT CASE WHEN active THEN pg_terminate_backend(active_pid)::text"
+                " ELSE pg_drop_replication_slot(slot_name)::text END"
+                " FROM pg_replication_slots WHERE database = current_database()"
+            )
+            left = database.execute("SELECT 1 FROM pg_replication_slots WHERE database = current_database()")
+            return left.fetchone() is None
+
+        wait_until(is_gone, "the site's replication slots are dropped", seconds=SLOT_LIMIT_SECONDS)
+
+
+def with_database(dsn: str, name: str) -> str:
+    """The same URI for another database: a URI, since that is what migration tools take."""
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
 def _forget_topics(bootstrap: str, names: Iterable[str]) -> None:

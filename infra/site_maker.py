@@ -31,12 +31,10 @@ from infra.processes import StackError, Warden
 from infra.proxy import FaultProxy
 from infra.servers import Servers
 from infra.site import Site
-from infra.waiting import wait_until
 
 Schema = str | Path | Callable[[str], object]
 """SQL text; a file, or a directory whose `*.sql` files are run in order of name; or what is called with a libpq URI."""
 
-SLOT_LIMIT_SECONDS: Final = 10.0
 HEARTBEAT_INTERVAL_MS: Final = 50
 """Tests wait for heartbeats: the shortest that the settings allow, instead of 250 by default."""
 
@@ -141,7 +139,7 @@ class SiteMaker:
             settings.views.write_text(text, encoding="utf-8")
             _apply_schema(schema, dsn)
             database = undo.enter_context(psycopg.connect(dsn, autocommit=True))
-            undo.callback(_drop_slots, dsn)
+            undo.callback(attached.drop_slots, dsn)
             _publish(database, settings)
             site = Site(
                 directory=place,
@@ -163,7 +161,7 @@ class SiteMaker:
             admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         if isinstance(self.servers, attached.AttachedServers):  # our own servers' data goes with them
             undo.callback(partial(attached.forget, self.servers, [name]))
-        return _with_database(self.servers.postgres_dsn, name)
+        return attached.with_database(self.servers.postgres_dsn, name)
 
     def _write_settings(
         self,
@@ -223,23 +221,6 @@ def _publish(database: psycopg.Connection[Any], settings: Settings) -> None:
         database.execute(statement.format(sql.Identifier(name), sql.SQL(", ").join(there)))
 
 
-def _drop_slots(dsn: str) -> None:
-    """A slot that stays keeps the log for ever. Capture has ended; its sender ends a moment later."""
-    # Not on the site's own connection: a test may have broken it.
-    with psycopg.connect(dsn, autocommit=True) as database:
-
-        def is_gone() -> bool:
-            database.execute(
-                "SELECT CASE WHEN active THEN pg_terminate_backend(active_pid)::text"
-                " ELSE pg_drop_replication_slot(slot_name)::text END"
-                " FROM pg_replication_slots WHERE database = current_database()"
-            )
-            left = database.execute("SELECT 1 FROM pg_replication_slots WHERE database = current_database()")
-            return left.fetchone() is None
-
-        wait_until(is_gone, "the site's replication slots are dropped", seconds=SLOT_LIMIT_SECONDS)
-
-
 def _proxy(url: str) -> FaultProxy:
     port = urlsplit(url).port
     if urlsplit(url).hostname not in ("127.0.0.1", "localhost") or port is None:
@@ -249,8 +230,3 @@ def _proxy(url: str) -> FaultProxy:
 
 def _through(proxy: FaultProxy | None, url: str) -> str:
     return url if proxy is None else urlunsplit(urlsplit(url)._replace(netloc=f"127.0.0.1:{proxy.port}"))
-
-
-def _with_database(dsn: str, name: str) -> str:
-    """The same URI for another database: a URI, since that is what migration tools take."""
-    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))

@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement, product
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from invalidator.views import KeyTemplate, can_render, can_share_a_key, encode_part, parse_template
+from invalidator.views import KeyTemplate, can_render, can_share_a_key, encode_part, key_parts, parse_template
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=80)  # with lone surrogates, NUL and controls
 NEAR_TEXT = st.text(st.sampled_from("%~:/{}a3A{\ud800é"), max_size=6)
@@ -97,6 +97,13 @@ def test_keys_are_printable_and_bounded(template, data):
 @given(st.data(), templates())
 def test_every_rendered_key_is_one_that_its_template_can_render(data, template):
     assert can_render(template, template.render(data.draw(st.tuples(*[PARTS] * len(template.fields)))))
+
+
+@given(st.data(), templates())
+def test_the_parts_of_a_key_are_those_that_it_was_rendered_from_unless_hashed(data, template):
+    parts = data.draw(st.tuples(*[NEAR_TEXT] * len(template.fields)))
+    expected = tuple(None if encode_part(part).startswith("~") else part for part in parts)
+    assert key_parts(template, template.render(parts)) == expected
 
 
 @given(st.data(), templates(), templates())
