@@ -217,16 +217,37 @@ class Region:
 
     def fill(self, shard: int, request: Fill) -> Filled:
         """Offer a value that was read from the database."""
-        args: list[str | bytes | int] = [FORMAT, request.history, request.view, request.digest, request.stripe]
-        args += [request.lead, request.tail, request.ttl_ms]
-        reply = self._function("sp1_fill", self._keys(shard, [request.key]), args)
-        return Filled(Outcome(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
+        return self.fill_many(shard, [request])[0]
+
+    def fill_many(self, shard: int, requests: Sequence[Fill]) -> list[Filled]:
+        """Offer values of one view, in one script: each is judged by itself. One answer per request.
+
+        Raises ValueError for requests of more than one view, definition, history or lifetime.
+        """
+        first = requests[0]
+        common = (first.history, first.view, first.digest, first.ttl_ms)
+        if any((other.history, other.view, other.digest, other.ttl_ms) != common for other in requests):
+            raise ValueError("fills of one script are of one view, definition, history and lifetime")
+        args: list[str | bytes | int] = [FORMAT, first.history, first.view, first.digest, first.ttl_ms]
+        for request in requests:
+            args += (request.stripe, request.lead, request.tail)
+        reply = self._function("sp1_fill", self._keys(shard, [request.key for request in requests]), args)
+        if reply[0] == b"COLD":
+            return [_FILLED[b"COLD"]] * len(requests)
+        return [_FILLED[text] for text in reply]
 
     def read(self, shard: int, key: str, view: str, digest: str) -> Found:
         """The entry under `key`, if it may be served."""
-        keys = [self.layout.header_key(shard), self.layout.entry_key(shard, key)]
-        reply = self._function("sp1_read", keys, [FORMAT, view, digest], read_only=True)
-        return Found(reply[0].decode(), reply[1].decode(), *reply[2:3])
+        status, watermark, entries = self.read_many(shard, [key], view, digest)
+        if status == "OPEN":
+            status = "MISS" if entries[0] is None else "HIT"
+        return Found(status, watermark, entries[0])
+
+    def read_many(self, shard: int, keys: Sequence[str], view: str, digest: str) -> tuple[str, str, list[bytes | None]]:
+        """OPEN, CLOSED or COLD; the watermark as stored; per key its entry where that may be served."""
+        names = [self.layout.header_key(shard), *(self.layout.entry_key(shard, key) for key in keys)]
+        status, watermark, *found = self._function("sp1_read", names, [FORMAT, view, digest], read_only=True)
+        return status.decode(), watermark.decode(), [*found, *[None] * (len(keys) - len(found))]
 
     def unlink(self, shard: int, keys: Sequence[str]) -> int:
         """Remove entries; always safe."""
@@ -304,6 +325,12 @@ class Submitted:
         self.seconds = time.perf_counter() - self._sent
         return Applied(Outcome(outcome.decode()), *map(int, counts))
 
+
+_REASONS = ("closed", "history", "digest", "forged", "lost", "region", "view", "stripe")
+_FILLED = {outcome.encode(): Filled(outcome) for outcome in (Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.COLD)} | {
+    f"REFUSED {reason}".encode(): Filled(Outcome.REFUSED, reason) for reason in _REASONS
+}
+"""What a fill is answered with, per entry."""
 
 _CODES: dict[type[Exception], str] = {
     redis.BusyLoadingError: "LOADING ",

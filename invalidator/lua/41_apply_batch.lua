@@ -26,11 +26,7 @@ local function apply(KEYS, ARGV)
     at = at + 1
     stripes[#stripes + 1] = text:sub(1, 4)
   end
-  local fences = {}
-  for from = 1, #stripes, SLICE do
-    local part = redis.call('HMGET', f, unpack(stripes, from, math.min(from + SLICE - 1, #stripes)))
-    for i, fence in ipairs(part) do fences[stripes[from + i - 1]] = fence or default end
-  end
+  local fences = fences_of(f, stripes, default)
   local unlinked, kept, written = 0, 0, 0
   for i = 3, invalidations + 2 do
     local head = redis.call('GETRANGE', KEYS[i], 0, PROOF_BYTES - 1)

@@ -165,15 +165,16 @@ def test_lua_and_python_read_alike(region: Region, shard: guard.Shard, key: str,
     region_scope=scopes, view=scopes, default=low_fences, stripe=st.none() | fences, entry=st.none() | shown(),
     seen=proofs(),
     limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
-    lifetime_ms=lifetimes,
+    lifetime_ms=lifetimes, others=st.lists(st.tuples(st.sampled_from(KEYS), proofs()), max_size=3),
 )  # fmt: skip
 @example(
     region_scope=OPEN, view=OPEN, default=EMPTY_FENCE, stripe=None, entry=(Kind.FILL, f"p{3:016x}{5:016x}"),
-    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o", lifetime_ms=0,
+    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o", lifetime_ms=0, others=[],
 )  # fmt: skip
 def test_lua_and_python_fill_alike(
     region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,
     entry: tuple[Kind, str] | None, seen: str, limit: str, method: str, lifetime_ms: int,
+    others: list[tuple[str, str]],
 ) -> None:  # fmt: skip
     """Open scopes, so that a proof meets fences and what is there, which the state machine rarely gets to."""
     name = VIEWS[0][0]
@@ -187,14 +188,18 @@ def test_lua_and_python_fill_alike(
         shard.entries[KEYS[0]] = head.encode() + tail(KEYS[0], name, entry[1], b"[0]")
     before = copy.deepcopy(shard)
     put(region, shard)
-    request = Fill(
-        key=KEYS[0], stripe=STRIPES[KEYS[0]], view=name, digest=view.digest, history="h1",
-        lead=lead(Kind.FILL, Content.VALUE), tail=tail(KEYS[0], name, seen, b"[1]"), ttl_ms=lifetime_ms,
-    )  # fmt: skip
-    reply = region.fill(0, request)
-    event(f"fill {seen[:1]} over {entry[0] + entry[1][:1] if entry else 'nothing'}: {reply.outcome} {reply.reason}")
-    assert (reply.outcome, reply.reason) == guard.fill(shard, request)
-    _both_hold(region, before, shard, {KEYS[0]: lifetime_ms}, 0)
+    requests = [
+        Fill(
+            key=key, stripe=STRIPES[key], view=name, digest=view.digest, history="h1",
+            lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, name, proof, b"[%d]" % number), ttl_ms=lifetime_ms,
+        )
+        for number, (key, proof) in enumerate([(KEYS[0], seen), *others], start=1)
+    ]  # fmt: skip
+    replies = region.fill_many(0, requests)
+    shown = entry[0] + entry[1][:1] if entry else "nothing"
+    event(f"fill {seen[:1]} over {shown}: {replies[0].outcome} {replies[0].reason}")
+    assert [(reply.outcome, reply.reason) for reply in replies] == [guard.fill(shard, request) for request in requests]
+    _both_hold(region, before, shard, dict.fromkeys(KEYS, lifetime_ms), 0)
 
 
 def _once_more(
