@@ -419,7 +419,7 @@ MUTANTS = [
     Mutant(
         "a load that wrote proves what it read",
         "P1 §4.5",
-        "invalidator/reader.py",
+        "invalidator/loading.py",
         "if still != text or not unwritten:",
         "if still != text:",
         READER + "test_what_is_not_proven_is_returned_and_not_cached",
@@ -625,7 +625,7 @@ MUTANTS = [
     Mutant(
         "a standby's snapshot is taken for a primary's",
         "P1 §2",
-        "invalidator/reader.py",
+        "invalidator/loading.py",
         "            if standby:\n",
         "            if False:\n",
         STANDBY + "test_a_fill_from_a_lagging_standby_is_refused_and_from_one_that_caught_up_admitted",
