@@ -249,6 +249,15 @@ class Region:
         status, watermark, *found = self._function("sp1_read", names, [FORMAT, view, digest], read_only=True)
         return status.decode(), watermark.decode(), [*found, *[None] * (len(keys) - len(found))]
 
+    def keys(self, start: str) -> Iterator[str]:
+        """Every cache key that begins with `start` and has an entry, readable or not; one may come more than once."""
+        head = f"{{{self.layout.prefix}:"
+        with self._judging():
+            for name in self._client.scan_iter(match=f"{head}*}}:e:{start}*", count=1_000):
+                shard, _, key = name.decode("utf-8", "replace").removeprefix(head).partition("}:e:")
+                if shard.isdecimal():
+                    yield key
+
     def unlink(self, shard: int, keys: Sequence[str]) -> int:
         """Remove entries; always safe."""
         return int(self._call("UNLINK", *(self.layout.entry_key(shard, key) for key in keys)))
