@@ -37,18 +37,18 @@ class Samples:
 
 
 class Preview(Rebuild):
-    """Stands in for a rebuild. Counts `<cause> <region>`, of keys:
+    """Stands in for a rebuild, and only looks.
 
-    missing, same, differs (from the database, at two looks), extra (an entry of what the database does not have),
-    closed and cold (no entry of the view can be served now).
+    Counts `<cause> <region>`, of keys: missing, same, differs (from the database, at two looks), extra (an entry of
+    what the database does not have), closed and cold (no entry of the view can be served now).
     """
 
     def __init__(self, rows: ViewRows, source: ProvenSource, target: Target, samples: Samples) -> None:
         super().__init__(rows, source, target)
         self._samples = samples
 
-    def fill(self, objects: Objects, proof: Proof | None) -> Counts:
-        """Compare; `proof` plays no part, as nothing is written."""
+    def fill(self, objects: Objects, proof: Proof | None) -> Counts:  # noqa: ARG002 - nothing is written
+        """Compare."""
         counts = Counts(read=len(objects.values), keyless=objects.keyless)
         for region in self._target.regions:
             differing = self._compare(region, objects, counts)

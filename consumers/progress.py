@@ -104,6 +104,12 @@ class Progress:
         self.counts = Counter(counts or {})
         self._show()
 
+    def expect(self, more: int) -> None:
+        """So many more units are still to come."""
+        self._total = self.done + more
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self._total)
+
     def advance(self, n: int, **counts: int) -> None:
         """`n` more units are done; `counts` say what came of them."""
         self.done += n

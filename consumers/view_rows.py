@@ -116,7 +116,7 @@ class ViewRows:
             arguments += arguments[-len(self._parts) :]
         try:
             return self._objects(self._rows(database, self._select(conditions), arguments))
-        except psycopg.errors.DataError as error:
+        except psycopg.DataError as error:
             raise BadRecord(f"view {self.view.name}: {_reason(error)}") from error
 
     def estimate(self, database: Database) -> int:
@@ -148,7 +148,7 @@ class ViewRows:
             cursor.adapters.register_loader(oid, TextLoader)
         try:
             return cursor.execute(query, arguments).fetchall()
-        except psycopg.errors.SyntaxErrorOrAccessRuleViolation as error:
+        except psycopg.ProgrammingError as error:
             self._complain(error)
 
     # --- rows -> objects ----------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class ViewRows:
     def _describe(self, database: Database) -> list[_Column]:
         try:
             cursor = database.execute(sql.SQL("SELECT * FROM {} LIMIT 0").format(self._from), [])
-        except (psycopg.errors.DataError, psycopg.errors.SyntaxErrorOrAccessRuleViolation) as error:
+        except (psycopg.DataError, psycopg.ProgrammingError) as error:
             self._complain(error)
         assert cursor.description is not None
         assert cursor.pgresult is not None
@@ -214,7 +214,7 @@ class ViewRows:
             return
         try:
             database.execute(self._select(self._conditions()) + sql.SQL(" LIMIT 0"), [])
-        except (psycopg.errors.DataError, psycopg.errors.SyntaxErrorOrAccessRuleViolation) as error:
+        except (psycopg.DataError, psycopg.ProgrammingError) as error:
             raise ConfigError(f"--where is no condition on {self._place}: {_reason(error)}") from error
 
     def _complain(self, error: psycopg.Error) -> NoReturn:

@@ -174,7 +174,7 @@ def make_site(stack: Stack, tmp_path: Path) -> Iterator[MakeSite]:
     with ExitStack() as end:
 
         def make(*, redis_urls: Mapping[str, str] | None = None, **sections: Mapping[str, Any]) -> Site:
-            made = _new_site(stack, tmp_path, redis_urls or stack.redis_urls, sections)
+            made = new_site(stack, tmp_path, redis_urls or stack.redis_urls, sections)
             end.callback(made.end)
             return made
 
@@ -187,9 +187,10 @@ def site(make_site: MakeSite) -> Site:
     return make_site()
 
 
-def _new_site(
+def new_site(
     stack: Stack, directory: Path, redis_urls: Mapping[str, str], sections: Mapping[str, Mapping[str, Any]]
 ) -> Site:
+    """A site that lives as long as its maker wants: who makes it, ends it."""
     name = f"t{next(_serial)}x{os.getpid()}"
     with psycopg.connect(stack.postgres_dsn, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
