@@ -191,7 +191,7 @@ def replay_database(
         bool, typer.Option("--sweep", help="In the end remove cached keys that the database does not have.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")] = False,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, max=32, help="Threads, a connection each.")] = 2,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=32, help="Threads, a connection each.")] = 3,
     batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Keys per read and snapshot.")] = 500,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.1, help="Keys per second at most.", show_default=False)

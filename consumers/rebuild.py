@@ -154,11 +154,12 @@ class Rebuild:
         """Offer to each region what it wants; out come the keys that it refused."""
         refused: dict[Region, Collection[str]] = {}
         for region, keys in wanted.items():
-            there = [key for key in keys if key in objects.values]
-            if proof is None or not proof.storable:
-                left: Collection[str] = there
-            else:
-                left = self._offer_to(region, {key: objects.values[key] for key in there}, proof, counts)
+            values = objects.values
+            if keys is not values:
+                values = {key: values[key] for key in keys if key in values}
+            left: Collection[str] = values
+            if proof is not None and proof.storable:
+                left = self._offer_to(region, values, proof, counts)
             if left:
                 refused[region] = left
         return refused

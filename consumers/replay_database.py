@@ -54,7 +54,7 @@ class Aim(msgspec.Struct, frozen=True, kw_only=True):
     fence_first: bool = False
     sweep: bool = False
     dry_run: bool = False
-    parallel: int = 2
+    parallel: int = 3
     batch: int = 500
     rate: float | None = None
     patience_seconds: float = 60.0

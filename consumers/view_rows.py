@@ -223,7 +223,7 @@ class ViewRows:
 
 def _encode_value(row: Sequence[Any]) -> bytes | None:
     (value,) = row
-    return None if value is None else str(value).encode()
+    return None if value is None else value.encode()
 
 
 def _literal(text: str) -> str:

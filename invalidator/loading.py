@@ -106,35 +106,31 @@ class FillMaker:
     """Makes the fills of one load: values of one view under one proof."""
 
     def __init__(self, view: View, layout: Layout, proof: Proof) -> None:
-        self._view = view
-        self._layout = layout
+        """Raises ValueError for a proof that is not `storable`."""
+        self._place = layout.place
+        self._view = view.name
+        self._digest = view.digest
         self._history = proof.snapshot.history
-        self._seen = proof.snapshot.text
-        self._as_of_ms = proof.as_of_ms
         self._ttl_ms = view.ttl_ms or 0
+        self._encode = entries.TailEncoder(
+            view=view.name,
+            seen=proof.snapshot.text,
+            as_of_ms=proof.as_of_ms,
+            expires_ms=proof.as_of_ms + self._ttl_ms if self._ttl_ms else 0,
+        ).encode
+        self._lead_of_value = entries.lead(entries.Kind.FILL, entries.Content.VALUE)
+        self._lead_of_absence = entries.lead(entries.Kind.FILL, entries.Content.ABSENT)
 
     def fill(self, key: str, payload: bytes | None) -> tuple[int, Fill]:
-        """The shard and the fill for `key`. `payload` is JSON, None where the database has no such object.
-
-        Raises ValueError for a proof that is not `storable`.
-        """
-        shard, stripe = self._layout.place(key)
-        tail = entries.encode_tail(
-            view=self._view.name,
-            key=key,
-            seen=self._seen,
-            payload=payload or b"",
-            as_of_ms=self._as_of_ms,
-            expires_ms=self._as_of_ms + self._ttl_ms if self._ttl_ms else 0,
-        )
-        content = entries.Content.ABSENT if payload is None else entries.Content.VALUE
+        """The shard and the fill for `key`. `payload` is JSON, None where the database has no such object."""
+        shard, stripe = self._place(key)
         return shard, Fill(
             key=key,
             stripe=stripe,
-            view=self._view.name,
-            digest=self._view.digest,
+            view=self._view,
+            digest=self._digest,
             history=self._history,
-            lead=entries.lead(entries.Kind.FILL, content),
-            tail=tail,
+            lead=self._lead_of_absence if payload is None else self._lead_of_value,
+            tail=self._encode(key, payload or b""),
             ttl_ms=self._ttl_ms,
         )

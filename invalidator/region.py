@@ -225,12 +225,12 @@ class Region:
         Raises ValueError for requests of more than one view, definition, history or lifetime.
         """
         first = requests[0]
-        common = (first.history, first.view, first.digest, first.ttl_ms)
-        if any((other.history, other.view, other.digest, other.ttl_ms) != common for other in requests):
-            raise ValueError("fills of one script are of one view, definition, history and lifetime")
-        args: list[str | bytes | int] = [FORMAT, first.history, first.view, first.digest, first.ttl_ms]
-        for request in requests:
-            args += (request.stripe, request.lead, request.tail)
+        history, view, digest, ttl_ms = first.history, first.view, first.digest, first.ttl_ms
+        args: list[str | bytes | int] = [FORMAT, history, view, digest, ttl_ms]
+        for other in requests:
+            if other.view != view or other.digest != digest or other.history != history or other.ttl_ms != ttl_ms:
+                raise ValueError("fills of one script are of one view, definition, history and lifetime")
+            args += (other.stripe, other.lead, other.tail)
         reply = self._function("sp1_fill", self._keys(shard, [request.key for request in requests]), args)
         if reply[0] == b"COLD":
             return [_FILLED[b"COLD"]] * len(requests)
@@ -263,8 +263,8 @@ class Region:
         return int(self._call("UNLINK", *(self.layout.entry_key(shard, key) for key in keys)))
 
     def _keys(self, shard: int, names: Sequence[str] = ()) -> list[str]:
-        layout = self.layout
-        return [layout.header_key(shard), layout.fences_key(shard), *(layout.entry_key(shard, n) for n in names)]
+        layout, start = self.layout, self.layout.entry_key(shard, "")
+        return [layout.header_key(shard), layout.fences_key(shard), *[start + name for name in names]]
 
     def _outcome(self, function: str, shard: int, args: list[str | bytes | int]) -> Outcome:
         return Outcome(self._function(function, self._keys(shard), args)[0].decode())

@@ -39,16 +39,20 @@ local function fill(KEYS, ARGV)
   local stripes = {'*'}
   for at = 6, #ARGV, 3 do stripes[#stripes + 1] = ARGV[at] end
   local fences = fences_of(KEYS[2], stripes)
-  local replies, last, seen, against = {}, nil, nil, nil
+  local replies, last, seen, against, admitted = {}, nil, nil, nil, nil
   for i = 3, #KEYS do
     local key, stripe, tail = KEYS[i], ARGV[3 * i - 3], ARGV[3 * i - 1]
     local proven = tail:sub(37, 36 + tonumber(tail:sub(25, 28), 16))
     if proven ~= last then  -- entries of one batch come from few reads: each read is judged once
-      last, seen = proven, worth(proven, epoch)
+      last, seen, admitted = proven, worth(proven, epoch), {}
       against = objection(seen, ARGV, scopes, fences['*'])
     end
     local reply = against
-    if not reply and not admits(fences[stripe] or fences['*'], seen) then reply = 'REFUSED stripe' end
+    if not reply then
+      local fence = fences[stripe] or fences['*']
+      if admitted[fence] == nil then admitted[fence] = admits(fence, seen) end
+      if not admitted[fence] then reply = 'REFUSED stripe' end
+    end
     local head = not reply and redis.call('GETRANGE', key, 0, PROOF_BYTES - 1)
     if head and readable(head, region, view) and not outdates(seen, head) then reply = 'SUPERSEDED' end
     if not reply then

@@ -44,7 +44,7 @@ MUTANTS = [
         "a fill is not checked against its stripe",
         "P1 §4.5",
         LUA + "70_fill.lua",
-        "    if not reply and not admits(fences[stripe] or fences['*'], seen) then reply = 'REFUSED stripe' end\n",
+        "      if not admitted[fence] then reply = 'REFUSED stripe' end\n",
         "",
         RACE,
         quick=True,
