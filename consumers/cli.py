@@ -213,8 +213,9 @@ def replay_database(
         for name in (*(region or ()), *([warm_from] if warm_from else [])):
             check_region(settings, name)
         from consumers import replay_database as command  # noqa: PLC0415
+        from consumers.replay_job import Aim  # noqa: PLC0415
 
-        aim = command.Aim(
+        aim = Aim(
             views=tuple(view or ()),
             everything=everything,
             regions=tuple(dict.fromkeys(region or ())),

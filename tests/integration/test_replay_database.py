@@ -6,13 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import msgspec
 import psycopg
 import pytest
 
+from cdc.errors import ConfigError
+from consumers.database import open_database
 from consumers.regions import open_region, read_views
+from consumers.view_rows import SESSION, Objects, ViewRows
 from invalidator import entry as entries
+from invalidator.views import load_views
 from tests.fix_stack import ROOT, new_site
 from tests.waiting import wait_until
 
@@ -335,3 +340,62 @@ def test_an_order_that_makes_no_sense_is_refused_in_one_line(place):
         _, err = replay(place, *options, code=2)
         assert complaint in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_pages_follow_one_another_by_all_parts_of_a_key(place):
+    place.database.execute("INSERT INTO members SELECT n, n % 3 FROM generate_series(1, 50) n")
+    place.wait_drained("eu")
+    assert eu(place, "--view", "pair", "--batch", "7")["pair"] == {"read": 50, "filled eu": 50}
+    assert sorted(open_region(place.settings, "eu").keys("pair:")) == sorted(f"pair:{n % 3}/{n}" for n in range(1, 51))
+
+
+@contextmanager
+def rows_of(place, load, key="x:{id}"):
+    """The objects that a `load` selects, asked for by page and by key."""
+    text = f"version: 1\nviews:\n  x: {{key: '{key}', load: \"{load}\", tables: {{public.contacts: {{}}}}}}"
+    with open_database(place.dsn, timeout_seconds=5, session=SESSION) as database:
+        rows = ViewRows(database, load_views(text, place="v").views["x"])
+        yield lambda after=None, limit=10: rows.page(database, after, limit), lambda keys: rows.of(database, keys)
+
+
+def test_an_object_without_a_key_is_counted_and_left_out(place):
+    with rows_of(place, "SELECT * FROM (VALUES ('a', 1), (NULL, 2)) AS v(id, value)") as (page, _):
+        assert page() == Objects({"x:a": b"1"}, None, 1)
+
+
+def test_a_null_value_says_that_there_is_no_object(place):
+    with rows_of(place, "SELECT 1 AS id, NULL::jsonb AS value") as (page, of):
+        assert page() == of([("1",)]) == Objects({"x:1": None})
+
+
+def test_a_key_without_parts_has_one_object(place):
+    with rows_of(place, "SELECT '[1]'::json AS value", key="x") as (page, of):
+        assert page(limit=1) == of([()]) == Objects({"x": b"[1]"})
+
+
+def test_parts_of_any_type_come_back_by_their_keys(place):
+    """Padded characters, booleans, text with percent signs: what the key says is what the column holds."""
+    load = "SELECT * FROM (VALUES ('a '::char(3), true, '5%'), ('b  '::char(3), false, '%s')) AS v(c, b, t) CROSS JOIN (VALUES (1)) AS w(value)"
+    with rows_of(place, load, key="x:{c}:{b}:{t}") as (page, of):
+        everything = page().values
+        assert set(everything) == {"x:a%20%20:true:5%25", "x:b%20%20:false:%25s"}
+        assert of([("a  ", "true", "5%"), ("b  ", "true", "%s")]).values == {"x:a%20%20:true:5%25": b"1"}
+        last = page(limit=1).last
+        assert page(after=last).values == {key: value for key, value in everything.items() if not key.startswith("x:a")}
+
+
+@pytest.mark.parametrize(
+    ("load", "complaint"),
+    [
+        ("SELECT 1 AS id", "view x: its load has no column value: it needs id and value"),
+        ("SELECT 1 AS idd, 2 AS value", "view x: its load has no column id"),
+        ("SELECT id FROM nowhere", 'view x: its load cannot be read: relation "nowhere" does not exist'),
+        ("SELECT 1 AS id, 2 AS value UNION ALL SELECT 1, 3", "view x: its load has two rows for x:1"),
+        ("SELECT 1 AS id, 2 AS value, 3 AS value", "view x: its load has two columns of one name"),
+        ("SELECT 1/0 AS id, 2 AS value", "view x: its load cannot be read: division by zero"),
+    ],
+)
+def test_a_load_that_does_not_fit_its_view_is_refused(place, load, complaint):
+    with pytest.raises(ConfigError) as caught, rows_of(place, load) as (page, _):
+        page()
+    assert complaint in str(caught.value)
