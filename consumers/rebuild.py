@@ -1,7 +1,7 @@
 """Objects from the database into regions: many guarded fills, safe beside the live stream, its workers and readers.
 
 In flow objects of a view (a page after a key, or the keys of a list); out flow fills, each judged by the guard with the
-snapshot that its batch was read in: a newer entry stays, and what a read cannot prove is read again, then left out.
+snapshot that its batch was read in: a newer entry stays, and what a read cannot prove is kept, to be read again later.
 A key of a list that the database does not have is unlinked, which is always safe.
 """
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -24,9 +25,6 @@ from invalidator.views import parts_of
 
 SCRIPT_KEYS = 250
 """So many fills hold Redis for about a millisecond."""
-
-RETRY_SECONDS = (0.1, 0.3, 1.0)
-"""A read that a running transaction makes doubtful is repeated after so long; in the end the key is left to readers."""
 
 PAUSE_SECONDS = (0.1, 2.0)
 """A region that is away, cold or closed is asked again after so long, doubled up to the second."""
@@ -62,11 +60,42 @@ class _Loaded(msgspec.Struct, frozen=True):
     counts: Counts
 
 
+class Refused:
+    """Keys whose read could not be proven, per region: a transaction that changed them, or one like it, still ran.
+
+    They are read again at the end, when it has ended. Thread-safe.
+    """
+
+    def __init__(self, keys: Mapping[str, Iterable[str]] | None = None) -> None:
+        self._keys = {region: set(some) for region, some in (keys or {}).items()}
+        self._lock = threading.Lock()
+
+    def add(self, region: str, keys: Collection[str]) -> None:
+        """Keep these."""
+        if keys:
+            with self._lock:
+                self._keys.setdefault(region, set()).update(keys)
+
+    def take(self, limit: int) -> dict[str, set[str]]:
+        """Up to `limit` keys, with all regions that refused them; they are kept no longer."""
+        with self._lock:
+            chosen = set(islice(chain.from_iterable(self._keys.values()), limit))
+            taken = {region: keys & chosen for region, keys in self._keys.items()}
+            self._keys = {region: keys - chosen for region, keys in self._keys.items()}
+        return {region: keys for region, keys in taken.items() if keys}
+
+    def now(self) -> dict[str, list[str]]:
+        """All that are kept."""
+        with self._lock:
+            return {region: sorted(keys) for region, keys in self._keys.items() if keys}
+
+
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where fills go, and how long one may wait for a region that takes none."""
+    """Where fills go, where refused keys wait, and how long one may wait for a region that takes no fills."""
 
     regions: Sequence[Region]
     stop: threading.Event
+    refused: Refused
     patience_seconds: float
     payload_bytes_max: int = 1 << 20
 
@@ -85,19 +114,18 @@ class Rebuild:
         return self._source.load(lambda database: self._rows.page(database, after, limit))
 
     def fill(self, objects: Objects, proof: Proof | None) -> Counts:
-        """Offer objects to every region. Raises Stopped, TransientError, ConfigError."""
-        counts = Counts(read=len(objects.values), keyless=objects.keyless)
-        wanted: dict[Region, Collection[str]] = dict.fromkeys(self._target.regions, objects.values)
-        wanted = self._offer(objects, proof, wanted, counts)
-        for seconds in RETRY_SECONDS:
-            if not wanted:
-                break
-            self._wait(seconds)
-            again = self._load_keys(sorted(set().union(*wanted.values())))
-            counts += self.remove(again.absent)
-            wanted = self._offer(again.objects, again.proof, wanted, counts)
-        for region, keys_left in wanted.items():
-            counts[f"refused {region.name}"] += len(keys_left)
+        """Offer objects to every region; what one refuses waits in `refused`. Raises TransientError, ConfigError."""
+        counts: Counts = Counter(read=len(objects.values), keyless=objects.keyless)
+        self._offer(objects, proof, dict.fromkeys(self._target.regions, objects.values), counts)
+        return counts
+
+    def fill_refused(self, limit: int) -> Counts:
+        """Load up to `limit` of the refused keys again, and offer each to the regions that refused it."""
+        taken = self._target.refused.take(limit)
+        loaded = self._load_keys(sorted(set().union(*taken.values())))
+        counts = self.remove(loaded.absent)
+        wanted = {region: taken[region.name] for region in self._target.regions if region.name in taken}
+        self._offer(loaded.objects, loaded.proof, wanted, counts)
         return counts
 
     def fill_keys(self, keys: Sequence[str]) -> Counts:
@@ -150,9 +178,8 @@ class Rebuild:
 
     def _offer(
         self, objects: Objects, proof: Proof | None, wanted: Mapping[Region, Collection[str]], counts: Counts
-    ) -> dict[Region, Collection[str]]:
-        """Offer to each region what it wants; out come the keys that it refused."""
-        refused: dict[Region, Collection[str]] = {}
+    ) -> None:
+        """Offer to each region what it wants."""
         for region, keys in wanted.items():
             values = objects.values
             if keys is not values:
@@ -160,9 +187,7 @@ class Rebuild:
             left: Collection[str] = values
             if proof is not None and proof.storable:
                 left = self._offer_to(region, values, proof, counts)
-            if left:
-                refused[region] = left
-        return refused
+            self._target.refused.add(region.name, left)
 
     def _offer_to(
         self, region: Region, values: Mapping[str, bytes | None], proof: Proof, counts: Counts

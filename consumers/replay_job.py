@@ -20,7 +20,7 @@ from consumers import fence
 from consumers.database import open_database
 from consumers.preview import Preview, Samples
 from consumers.progress import Every, Progress, RateLimit
-from consumers.rebuild import Counts, Rebuild, Stopped, Target
+from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target
 from consumers.regions import open_region
 from consumers.resume import Resume
 from consumers.settings import Settings, SourceSettings
@@ -31,6 +31,9 @@ from invalidator.region import Region
 from invalidator.views import View, can_render
 
 OPEN_SECONDS = 60.0
+RETRY_SECONDS = (0.1, 0.5, 2.0)
+"""What was refused is read again after so long; what is refused then as well, is left to readers."""
+
 SAVE_SECONDS = 1.0
 
 
@@ -167,6 +170,7 @@ class Job:
         self._stages = stages_of(aim, views)
         self._at = 0
         self._mark: Any = None
+        self._refused = Refused()
         self._save_due = Every(SAVE_SECONDS)
         self._lock = threading.Lock()
 
@@ -196,6 +200,7 @@ class Job:
         if known is not None:
             self._at, self._mark = known["stage"], known["mark"]
             self.counts |= {name: Counter(counts) for name, counts in known["counts"].items()}
+            self._refused = Refused(known["refused"])
             progress.begin_at(known["done"])
 
     def _save(self) -> None:
@@ -203,7 +208,8 @@ class Job:
             return
         done = sum(counts["read"] + counts["absent"] + counts["hashed"] for counts in self.counts.values())
         counts = {name: dict(counts) for name, counts in self.counts.items()}
-        self._resume.save({"stage": self._at, "mark": self._mark, "done": done, "counts": counts})
+        state = {"stage": self._at, "mark": self._mark, "refused": self._refused.now()}
+        self._resume.save({**state, "done": done, "counts": counts})
 
     def _fence(self, stage: Stage) -> None:
         """Order it, and wait until every region has obeyed and is open again."""
@@ -259,6 +265,26 @@ class Job:
         if failures:
             self._save()
             raise failures[0]
+        if not self._stop.is_set():
+            self._fill_refused(stage)
+
+    def _fill_refused(self, stage: Stage) -> None:
+        """Read again what was refused; count what is refused in the end."""
+        counts = self.counts[stage.view]
+        for seconds in RETRY_SECONDS:
+            kept = self._refused.now()
+            if not kept:
+                return
+            if self._stop.wait(seconds):
+                return
+            with self._rebuild(stage) as rebuild:
+                left = len(set().union(*kept.values()))
+                while left > 0 and not self._stop.is_set():
+                    counts += rebuild.fill_refused(self._aim.batch)
+                    left -= self._aim.batch
+        for region, keys in self._refused.now().items():
+            counts[f"refused {region}"] += len(keys)
+        self._refused = Refused()
 
     def _feed(self, stage: Stage) -> tuple[Feed, int]:
         view, batch = self._views[stage.view], self._aim.batch
@@ -281,7 +307,12 @@ class Job:
     @contextmanager
     def _rebuild(self, stage: Stage) -> Iterator[Rebuild]:
         """A rebuild, or its preview, on a connection of its own."""
-        target = Target(regions=self._regions, stop=self._stop, patience_seconds=self._aim.patience_seconds)
+        target = Target(
+            regions=self._regions,
+            stop=self._stop,
+            refused=self._refused,
+            patience_seconds=self._aim.patience_seconds,
+        )
         with self._rows(self._views[stage.view]) as (rows, database):
             source = ProvenSource(lambda: nullcontext(database))
             yield Preview(rows, source, target, self.samples) if self._aim.dry_run else Rebuild(rows, source, target)
