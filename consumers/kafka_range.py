@@ -22,6 +22,8 @@ from consumers.stream import Extent, Partition
 _LSN = re.compile(r"(?:(?P<epoch>[0-9a-f]{8})@)?(?P<lsn>[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
 _POSITION = re.compile(rf"[0-9a-f]{{{POSITION_WIDTH}}}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_LOWEST = "0" * POSITION_WIDTH
+_HIGHEST = "g"  # beyond every digit
 
 FORMS = (
     "write beginning, end, offset:<n>, time:<ISO 8601 with a zone, or milliseconds since 1970>, or"
@@ -78,13 +80,27 @@ class Log(Protocol):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """The range that a person wants. `only`: of this partition, -1 of all of a topic's."""
+    """The range that a person wants. `only`: of this partition.
+
+    `repeated_max`: so many records may come again, from an older position on, after capture was killed. `in_order`
+    False: copies, whose positions need not ascend at all.
+    """
 
     start: Edge
     end: Edge
     topics: tuple[str, ...]
     only: Partition | None = None
     allow_holes: bool = False
+    repeated_max: int = 0
+    in_order: bool = True
+
+
+class Fixed(msgspec.Struct, frozen=True, kw_only=True):
+    """The offsets to read, and of what is there the positions that are meant: `since` up to, not including, `until`."""
+
+    extents: dict[Partition, Extent]
+    since: str
+    until: str
 
 
 def parse_edge(text: str, option: str) -> Edge:
@@ -117,21 +133,30 @@ def _time_ms(text: str, option: str) -> int:
     return int(time.timestamp() * 1000)
 
 
-def fix_range(log: Log, asked: Asked) -> dict[Partition, Extent]:
-    """The offsets that are meant, as of now.
+def fix_range(log: Log, asked: Asked) -> Fixed:
+    """What is meant, as of now.
 
     Raises ConfigError for what is not there or cannot be told, GapError where records of the range have expired.
     """
     held = _held(log, asked)
-    starts = _places(log, held, asked.start, asked.allow_holes, "--from")
-    ends = _places(log, held, asked.end, asked.allow_holes, "--to")
-    fixed = {}
+    start, end = (_in_an_epoch(log, held, edge) for edge in (asked.start, asked.end))
+    starts = _places(log, held, start, asked, "--from")
+    ends = _places(log, held, end, asked, "--to")
+    fixed = Fixed(extents={}, since=_position(start, _LOWEST), until=_position(end, _HIGHEST))
+    if fixed.since > fixed.until:
+        raise ConfigError("--from is a position after --to: exchange them")
+    searched = isinstance(start, AtPosition)
     for partition, begin in starts.items():
-        end = ends[partition]
-        if begin > end and not asked.allow_holes:
-            raise ConfigError(f"{_name(partition)}: --from is offset {begin}, after --to, offset {end}: exchange them")
-        fixed[partition] = Extent(Offset(begin), Offset(max(begin, end)))
+        last = ends[partition]
+        if begin > last and not asked.allow_holes and not searched:
+            raise ConfigError(f"{_name(partition)}: --from is offset {begin}, after --to, offset {last}: exchange them")
+        first = max(held[partition].begin, begin - asked.repeated_max) if searched else begin  # see _search
+        fixed.extents[partition] = Extent(Offset(first), Offset(max(first, last)))
     return fixed
+
+
+def _position(edge: Edge, otherwise: str) -> str:
+    return edge.epoch + edge.rest if isinstance(edge, AtPosition) else otherwise
 
 
 def check_held(partition: Partition, begin: int, held: Extent, what: str) -> None:
@@ -170,9 +195,13 @@ def _held(log: Log, asked: Asked) -> dict[Partition, Extent]:
     return held
 
 
-def _places(
-    log: Log, held: dict[Partition, Extent], edge: Edge, allow_holes: bool, option: str
-) -> dict[Partition, int]:
+def _in_an_epoch(log: Log, held: dict[Partition, Extent], edge: Edge) -> Edge:
+    if isinstance(edge, AtPosition) and not edge.epoch:
+        return AtPosition(_newest_epoch(log, held), edge.rest)
+    return edge
+
+
+def _places(log: Log, held: dict[Partition, Extent], edge: Edge, asked: Asked, option: str) -> dict[Partition, int]:
     """The offset of the edge in each partition, within what it holds."""
     wanted: dict[Partition, int]
     match edge:
@@ -181,16 +210,17 @@ def _places(
         case Whole.END:
             return {partition: extent.end for partition, extent in held.items()}
         case AtOffset():
-            return {p: _offset(p, extent, edge.offset, allow_holes, option) for p, extent in held.items()}
+            return {p: _offset(p, extent, edge.offset, asked.allow_holes, option) for p, extent in held.items()}
         case AtTime():
             found = log.at_time(list(held), edge.time_ms)
             wanted = {p: min(found.get(p, extent.end), extent.end) for p, extent in held.items()}
         case AtPosition():
-            position = (edge.epoch or _newest_epoch(log, held)) + edge.rest
-            wanted = {p: _search(log, p, extent, position) for p, extent in held.items()}
+            if not asked.in_order:  # all of it is read, and the positions sort out what is meant
+                return _places(log, held, Whole.BEGINNING if option == "--from" else Whole.END, asked, option)
+            wanted = {p: _search(log, p, extent, edge.epoch + edge.rest) for p, extent in held.items()}
         case _:
             assert_never(edge)
-    if option == "--from" and not allow_holes:
+    if option == "--from" and not asked.allow_holes:
         for partition, offset in wanted.items():
             _refuse_doubtful(partition, offset, held[partition])
     return wanted
@@ -239,9 +269,9 @@ def _last(log: Log, partition: Partition, held: Extent) -> tuple[int, str] | Non
 def _search(log: Log, partition: Partition, held: Extent, position: str) -> int:
     """The first record at or after `position`: a search by halves, as positions ascend.
 
-    Not strictly: after capture was killed, records come again from an older one on. Wherever the search then ends, a
-    record before `position` is followed by one that is not, and everything at or after `position` stands behind it once
-    more, or for the first time.
+    Not strictly: after capture was killed, records come again from an older one on, and where it was killed again soon
+    the last ones are older than those before. All that is before `position` stands before any record that is not, so an
+    end is right wherever the search finds it. A beginning may be found too late, by as many records as came again.
     """
     low, high = int(held.begin), int(held.end)
     while low < high:

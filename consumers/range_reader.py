@@ -25,6 +25,9 @@ PROBED_RECORDS_MAX = 100
 """A place whose next so many records have no header that can be read tells no position."""
 
 _PROBE_BYTES = 64 << 10
+_PROBE_WAIT_MS = 10
+"""The client asks for a place only once its question for more of the place before is answered."""
+
 _POLL_SECONDS = 0.2
 
 
@@ -84,7 +87,8 @@ class PositionProbe:
     def __init__(self, settings: KafkaSettings, *, group: str) -> None:
         self._timeout_seconds = settings.request_timeout_seconds
         small = {"queued.min.messages": 1, "fetch.message.max.bytes": _PROBE_BYTES, "fetch.max.bytes": _PROBE_BYTES}
-        self._consumer = _consumer(settings, group, small | {"message.max.bytes": _PROBE_BYTES})
+        soon = {"fetch.wait.max.ms": _PROBE_WAIT_MS, "fetch.queue.backoff.ms": _PROBE_WAIT_MS}
+        self._consumer = _consumer(settings, group, small | {"message.max.bytes": _PROBE_BYTES} | soon)
 
     def __enter__(self) -> Self:
         return self

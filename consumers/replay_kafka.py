@@ -72,14 +72,16 @@ def run(settings: Settings, request: Request, stop: threading.Event) -> bool:
     resume = Resume(request.state, _plan(settings, request, views, tables, regions))
     group = f"staleproof-replay-{settings.source.name}"
     with KafkaLog(settings.kafka, group=group) as log:
-        standing = _standing(log, request, tables, None if request.dry_run else resume.load())
+        saved = None if request.dry_run else resume.load()
+        standing = _standing(log, request, tables, saved, settings.capture.inflight_records)
     targets = (
         [] if request.dry_run else [Target(open_region(settings, name), views, wait=stop.wait) for name in regions]
     )
     since_epoch = min((target.prepare() for target in targets), default=_NO_EPOCH)
     planner = RangePlanner(
-        views, tables, keys=frozenset(request.keys), since_epoch=since_epoch, wave_keys=settings.worker.script_keys
-    )
+        views, tables, keys=frozenset(request.keys), since=standing.since, until=standing.until,
+        since_epoch=since_epoch, wave_keys=settings.worker.script_keys,
+    )  # fmt: skip
     replay = _Replay(standing, planner, targets, None if request.dry_run else resume, stop)
     with ExitStack() as resources:
         reader = resources.enter_context(
@@ -125,7 +127,9 @@ def _plan(
     }
 
 
-def _standing(log: KafkaLog, request: Request, tables: dict[str, str], saved: dict[str, Any] | None) -> Standing:
+def _standing(
+    log: KafkaLog, request: Request, tables: dict[str, str], saved: dict[str, Any] | None, repeated_max: int
+) -> Standing:
     """Where to begin: at the range as it is now, or where an earlier run stood in the one that it fixed."""
     ids = {} if log.missing(list(tables)) else log.topic_ids(list(tables))
     if saved is None:
@@ -138,9 +142,13 @@ def _standing(log: KafkaLog, request: Request, tables: dict[str, str], saved: di
             topics=tuple(tables),
             only=only,
             allow_holes=request.allow_holes,
+            repeated_max=repeated_max,
+            in_order=request.topic_prefix is None,
         )
-        extents = {partition_name(p): (int(e.begin), int(e.end)) for p, e in fix_range(log, asked).items()}
-        return Standing(range=extents, topic_ids=ids, next={name: begin for name, (begin, _) in extents.items()})
+        fixed = fix_range(log, asked)
+        extents = {partition_name(p): (int(e.begin), int(e.end)) for p, e in fixed.extents.items()}
+        begins = {name: begin for name, (begin, _) in extents.items()}
+        return Standing(range=extents, since=fixed.since, until=fixed.until, topic_ids=ids, next=begins)
     try:
         standing = msgspec.convert(saved, Standing)
     except msgspec.ValidationError as error:

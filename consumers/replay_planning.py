@@ -52,17 +52,22 @@ class Wave(msgspec.Struct):
 class RangePlanner:
     """Plans records of a range for some views and keys.
 
-    `tables`: topic to table. `keys` empty: every key. `since_epoch` (8 digits): what is of an epoch before it, nothing
-    that can be read is older than, and is passed over. `wave_keys` limits what one wave touches.
+    `tables`: topic to table. `keys` empty: every key. Positions before `since` or not before `until` are not meant.
+    `since_epoch` (8 digits): of the regions; everything that can be read in them is newer than what is of an earlier
+    one, so that is passed over. `wave_keys` limits what one wave touches.
     """
 
     def __init__(
-        self, views: Views, tables: Mapping[str, str], *, keys: frozenset[str], since_epoch: str, wave_keys: int
-    ) -> None:
+        self, views: Views, tables: Mapping[str, str], *, wave_keys: int, keys: frozenset[str] = frozenset(),
+        since: str = "", until: str = "g", since_epoch: str = "",
+    ) -> None:  # fmt: skip
         # A transaction of any size is taken key by key: it is the worker's to raise a view.
         self._intake = Intake(Planner(views), tables, mass_keys=sys.maxsize)
         self._intake.bounds = _ANYTHING
+        self._timed = {view.name for view in views.views.values() if view.ttl_ms}
         self._keys = keys
+        self._since = since
+        self._until = until
         self._since_epoch = since_epoch
         self._wave_keys = wave_keys
         self.samples: dict[str, dict[str, None]] = {}
@@ -80,7 +85,6 @@ class RangePlanner:
             yield wave
 
     def _add(self, record: Record, wave: Wave) -> None:
-        self._intake.sequences.clear()
         planned = self._intake.plan(record)
         assert planned is not None  # nothing is beyond these bounds
         wave.reached[record.topic, record.partition] = record.offset + 1
@@ -90,7 +94,11 @@ class RangePlanner:
             counts["undecodable"] += 1
             counts["whole_views"] += len(planned.closings)
             return
-        if planned.header.position[:8] < self._since_epoch:
+        position = planned.header.position
+        if not self._since <= position < self._until:
+            counts["ignored"] += 1
+            return
+        if position[:8] < self._since_epoch:
             counts["earlier_epoch"] += 1
             return
         wanted = [i for i in planned.invalidations if self._is_wanted(i)]
@@ -104,9 +112,14 @@ class RangePlanner:
             samples = self.samples.setdefault(invalidation.view, {})
             if invalidation.key is not None and len(samples) < SAMPLES_PER_VIEW:
                 samples[invalidation.key] = None
-        keyed = [i for i in wanted if i.key is not None]
+        keyed = [self._unless_timed(i) for i in wanted if i.key is not None]
         counts["whole_views"] += len(wanted) - len(keyed)
         coalesce(keyed, wave.changes)
+
+    def _unless_timed(self, invalidation: Invalidation) -> Invalidation:
+        """Without its value where entries end by themselves: one that has ended would live once more."""
+        timed = invalidation.value is not None and invalidation.view in self._timed
+        return msgspec.structs.replace(invalidation, value=None) if timed else invalidation
 
     def _is_wanted(self, invalidation: Invalidation) -> bool:
         return not self._keys or invalidation.key is None or invalidation.key in self._keys

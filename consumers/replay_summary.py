@@ -17,10 +17,12 @@ class Standing(msgspec.Struct, kw_only=True):
     """How far a replay is.
 
     Partitions are written `topic/number`; `range` holds the offsets that were fixed, `next` those to go on from.
-    `seconds` are of all runs together.
+    Of them only the positions from `since` up to, not including, `until` are meant. `seconds` are of all runs.
     """
 
     range: dict[str, tuple[int, int]]
+    since: str
+    until: str
     topic_ids: dict[str, str]
     next: dict[str, int]
     counts: dict[str, int] = {}
