@@ -139,13 +139,14 @@ def begin(wave: Wave, targets: Sequence[Target]) -> Begun:
 
 
 def finish(begun: Begun, targets: Sequence[Target], stopped: Callable[[], bool]) -> None:
-    """Until all have answered. Raises TransientError where a region fails for too long."""
+    """Until all have answered, those that fail last. Raises TransientError where a region fails for too long."""
+    failed = dict(begun.failed)
     for target in targets:
-        error = begun.failed.get(target.name)
-        if error is None:
+        if target.name not in failed:
             try:
                 target.settle()
-            except TransientError as late:
-                error = late
-        if error is not None:
-            target.repeat(begun.wave, error, stopped)
+            except TransientError as error:
+                failed[target.name] = error
+    for target in targets:
+        if target.name in failed:
+            target.repeat(begun.wave, failed[target.name], stopped)

@@ -269,6 +269,32 @@ def test_a_lost_fence_hash_is_made_again_and_told(world):
     assert world.fill(seen=proof(late, late)) == Filled(Outcome.REFUSED, "stripe")
 
 
+def test_a_library_that_is_lost_is_loaded_again_and_the_wave_repeated(world):
+    world.open()
+    assert world.fill("contact:1").outcome is Outcome.APPLIED
+    world.change({"id": 1})
+    target = Target(world.region, VIEWS)
+    target.prepare()
+    world.region._client.function_flush()
+    for wave in RangePlanner(VIEWS, TABLES, wave_keys=9).waves(records_of(world)):
+        finish(begin(wave, [target]), [target], lambda: False)
+    assert target.counts["unlinked"] == 1
+
+
+def test_a_connection_that_breaks_costs_no_more_than_a_repetition(world):
+    world.open()
+    for identity in range(8):
+        assert world.fill(f"contact:{identity}").outcome is Outcome.APPLIED
+        world.change({"id": identity})
+    target = Target(world.region, VIEWS)
+    target.prepare()
+    for wave in RangePlanner(VIEWS, TABLES, wave_keys=3).waves(records_of(world)):
+        begun = begin(wave, [target])
+        world.region._line.disconnect()  # before the answers
+        finish(begun, [target], lambda: False)
+    assert [world.read(f"contact:{identity}") for identity in range(8)] == [None] * 8
+
+
 @pytest.mark.parametrize(
     "text",
     [
