@@ -238,6 +238,71 @@ def replay_database(
         raise typer.Exit(STOPPED if stop.is_set() else 1)
 
 
+@replay.command("kafka")
+def replay_kafka(
+    start: Annotated[
+        str,
+        typer.Option("--from", help="beginning, end, offset:N, time:ISO-8601 or ms, position:LSN. Inclusive."),
+    ],
+    end: Annotated[str, typer.Option("--to", help="As --from. Exclusive.")] = "end",
+    tables: Annotated[
+        list[str] | None, typer.Option("--table", help="Only this table; repeatable.", show_default=False)
+    ] = None,
+    views: Annotated[
+        list[str] | None, typer.Option("--view", help="Only this view; repeatable.", show_default=False)
+    ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", help="Only this cache key; repeatable.", show_default=False)
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option("--region", help="Only there; repeatable. [default: every region]", show_default=False),
+    ] = None,
+    topic: Annotated[str | None, typer.Option("--topic", help="Only this topic.", show_default=False)] = None,
+    partition: Annotated[
+        int | None, typer.Option("--partition", min=0, help="Only this partition of it.", show_default=False)
+    ] = None,
+    topic_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--topic-prefix", help="Read copies: PREFIX.schema.table. [default: source.name]", show_default=False
+        ),
+    ] = None,
+    allow_holes: Annotated[
+        bool, typer.Option("--allow-holes", help="Also where records of the range may be missing.")
+    ] = False,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="At most so many records per second.", show_default=False)
+    ] = None,
+    state: Annotated[Path, typer.Option("--state", help="Where a killed replay goes on from.")] = Path(
+        "staleproof-replay-kafka.json"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Apply a range of the captured topics once more: removes what its changes outdate. Safe beside live traffic."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        for region in regions or ():
+            check_region(settings, region)
+        from consumers import replay_kafka as command  # noqa: PLC0415
+
+        request = command.Request(
+            start=start, end=end, tables=tuple(tables or ()), views=tuple(views or ()), keys=tuple(keys or ()),
+            regions=tuple(sorted(set(regions or ()))), topic=topic, partition=partition, topic_prefix=topic_prefix,
+            allow_holes=allow_holes, records_per_second=rate, state=state, dry_run=dry_run, as_json=as_json,
+        )  # fmt: skip
+        stop = threading.Event()
+        with stopped_by_signals(stop):
+            complete = command.run(settings, request, stop)
+    if not complete:
+        go_on = "" if dry_run else f": {state} knows where; the same command again goes on"
+        typer.echo(f"staleproof: stopped before the end{go_on}", err=True)
+        raise typer.Exit(STOPPED)
+
+
 @app.command("version")
 def show_version() -> None:
     """Print the version."""

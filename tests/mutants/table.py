@@ -28,6 +28,7 @@ REGION = "tests/integration/test_worker_and_region.py::"
 DOUBTS = "tests/integration/test_worker_doubts.py::"
 CLAUSE = "tests/integration/test_guard_clauses.py::"
 TWIN = "tests/property/test_guard_twin.py::"
+REPLAY = "tests/integration/test_replay_guard.py::"
 PLAN = "tests/unit/invalidator/test_plan.py::"
 READER = "tests/unit/invalidator/test_reader.py::"
 CAPTURE = "tests/unit/consumers/test_capture.py::"
@@ -331,7 +332,7 @@ MUTANTS = [
         "an older event overwrites a refreshed entry",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        "    if seen and seen:sub(1, 32) >= position then return 0, 1, 0 end\n",
+        "    if shows(head, position) then return 0, 1, 0 end\n",
         "",
         REGION + "test_a_refresh_writes_the_row_and_an_older_event_does_not_come_back",
     ),
@@ -339,8 +340,8 @@ MUTANTS = [
         "a refresh does not look at its stripe",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        " and position >= fence:sub(2, 33)\n",
-        "\n",
+        "  return position == met or (not replay and position > met)\n",
+        "  return position == met or not replay\n",
         CLAUSE + "test_an_older_row_image_is_not_written_after_a_newer_delete",
     ),
     Mutant(
@@ -355,8 +356,8 @@ MUTANTS = [
         "a refresh does not look at its region",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        "    and position >= region:sub(51, 82) and",
-        "    and",
+        " and position >= region:sub(51, 82)",
+        "",
         CLAUSE + "test_an_older_row_image_is_not_written_after_the_region_was_closed",
     ),
     Mutant(
@@ -366,6 +367,40 @@ MUTANTS = [
         "      return redis.call('UNLINK', key), 0, 0\n    end\n",
         "    end\n",
         CLAUSE + "test_a_fill_that_a_refresh_outdates_is_removed_and_not_overwritten",
+    ),
+    # -- replay
+    Mutant(
+        "a replay merges the fences again",
+        "P4 §4.9",
+        LUA + "41_apply_batch.lua",
+        "  if replay then return {'APPLIED', unlinked, kept, written, restored} end\n",
+        "",
+        REPLAY + "test_a_replay_makes_no_fence_grow",
+        quick=True,
+    ),
+    Mutant(
+        "a replay writes what its stripe has not met",
+        "P4 §4.9",
+        LUA + "40_apply.lua",
+        "(not replay and position > met)",
+        "position > met",
+        REPLAY + "test_ahead_of_the_worker_and_under_a_lost_fence_no_older_value_comes_back",
+    ),
+    Mutant(
+        "a replay removes what a newer event wrote",
+        "P4 §4.9",
+        LUA + "41_apply_batch.lua",
+        " or (replay and shows(head, position))",
+        "",
+        REPLAY + "test_an_older_delete_leaves_the_entry_of_a_newer_event",
+    ),
+    Mutant(
+        "a replay writes entries of other views than the region's",
+        "P4 §4.9",
+        "consumers/replay_regions.py",
+        "            self._check_views(header)\n",
+        "",
+        REPLAY + "test_views_that_are_not_the_regions_own_are_refused",
     ),
     Mutant(
         "a call takes as many arguments as there are keys",

@@ -93,7 +93,7 @@ class Twins(RuleBasedStateMachine):
         closing: Closing | None,
     ) -> None:  # fmt: skip
         batch = Batch(
-            rows=data.draw(steps(self.shard)),
+            rows=data.draw(steps(self.shard)) if data.draw(st.integers(0, 6)) else (),
             closings=() if closing is None else (closing,),
             raises=() if raised is None else (raised,),
             changes=tuple(plain),

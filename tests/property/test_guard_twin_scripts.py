@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from invalidator import guard
 from invalidator.entry import Content, Kind, lead
 from invalidator.guard import Batch, Closing, ControlStep, Fill, Pass, RowStep, ScopeRaise
-from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Row, Scope, view_scope
+from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Row, Scope, row_field, view_scope
 from invalidator.region import Region
 from tests.property.guard_cases import (
     CONTROL,
@@ -47,6 +47,9 @@ from tests.property.guard_cases import (
     steps,
     tail,
 )
+
+NEW_ROW = row_field("s.new", 0)
+"""Of a partition that no shard knows yet: nothing refuses its batch."""
 
 often = settings(max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -89,7 +92,44 @@ def test_lua_and_python_change_entries_alike(
 ) -> None:  # fmt: skip
     """As above without anything that refuses the batch or closes a scope: every example gets to the entries."""
     drawn = data.draw(refreshes(without=plain))
-    batch = Batch(rows=(), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat)
+    row = Row(next_offset=shard.next_offset(NEW_ROW) + 1, digest="c" * 16)
+    batch = Batch(
+        rows=(RowStep(NEW_ROW, 0, row),), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat
+    )
+    _both_apply(region, shard, batch, lifetime_ms)
+
+
+@settings(often, max_examples=EXAMPLES * 10)
+@given(
+    shard=shards(keys=KEYS[:3], kept_fences=fences), data=st.data(), plain=changes(), beat=beats, raised=raises,
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+def test_lua_and_python_replay_alike(
+    region: Region, shard: guard.Shard, data: st.DataObject, plain: list[guard.KeyChange], beat: guard.Beat | None,
+    raised: ScopeRaise | None, lifetime_ms: int,
+) -> None:  # fmt: skip
+    """A batch without rows; often it repeats exactly what the stripe's fence met last."""
+    drawn = _as_the_fence_met_it(shard, data, data.draw(refreshes(without=plain)))
+    batch = Batch(rows=(), changes=tuple(plain), refreshes=drawn, beat=beat, raises=() if raised is None else (raised,))
+    fences_before = dict(shard.fences)
+    _both_apply(region, shard, batch, lifetime_ms)
+    assert {**shard.fences, **fences_before} == shard.fences == fences_before | {"*": shard.fences["*"]}
+
+
+def _as_the_fence_met_it(
+    shard: guard.Shard, data: st.DataObject, drawn: tuple[guard.KeyRefresh, ...]
+) -> tuple[guard.KeyRefresh, ...]:
+    """Refreshes whose position is, half of the time, that of the newest change in their stripe."""
+    replace = msgspec.structs.replace
+    return tuple(
+        replace(r, change=replace(r.change, position=shard.fences[r.change.stripe][1:33]))
+        if r.change.stripe in shard.fences and data.draw(st.booleans())
+        else r
+        for r in drawn
+    )
+
+
+def _both_apply(region: Region, shard: guard.Shard, batch: Batch, lifetime_ms: int) -> None:
     before = copy.deepcopy(shard)
     put(region, shard, lifetime_ms)
     reply = region.apply(0, batch)
