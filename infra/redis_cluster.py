@@ -154,12 +154,12 @@ class LocalCluster:
                 replica.port in {ports[0] for _, _, ports in member.slot_ports()} for member in self.living()
             )
 
-        wait_for(lambda: _told(is_known), f"{replica.process.name} was not promoted", AGREE_LIMIT_SECONDS)
+        wait_for(lambda: cache.told(is_known), f"{replica.process.name} was not promoted", AGREE_LIMIT_SECONDS)
         self.wait_whole()
 
     def wait_following(self, member: Member) -> None:
         """Until a member that came back follows a primary."""
-        wait_for(lambda: _told(member.is_in_sync), f"{member.process.name} does not follow", AGREE_LIMIT_SECONDS)
+        wait_for(lambda: cache.told(member.is_in_sync), f"{member.process.name} does not follow", AGREE_LIMIT_SECONDS)
 
     def wait_whole(self) -> None:
         """Until every living member serves."""
@@ -167,13 +167,13 @@ class LocalCluster:
         def is_whole() -> bool:
             return all(b"cluster_state:ok" in _raw(member.ask("INFO")) for member in self.living())
 
-        wait_for(lambda: _told(is_whole), "the cluster does not serve", AGREE_LIMIT_SECONDS)
+        wait_for(lambda: cache.told(is_whole), "the cluster does not serve", AGREE_LIMIT_SECONDS)
 
     def _wait_owner(self, slot: int, owner: Member) -> None:
         def is_known() -> bool:
             return all(self._ports(member, slot)[0] == owner.port for member in self.living())
 
-        wait_for(lambda: _told(is_known), f"slot {slot} did not move to {owner.process.name}", AGREE_LIMIT_SECONDS)
+        wait_for(lambda: cache.told(is_known), f"slot {slot} did not move to {owner.process.name}", AGREE_LIMIT_SECONDS)
 
     def _at(self, port: int) -> Member:
         return next(member for member in self.members if member.port == port)
@@ -223,7 +223,7 @@ def _join(members: Sequence[Member]) -> None:
         primary.ask("ADDSLOTSRANGE", number * SLOTS // PRIMARIES, (number + 1) * SLOTS // PRIMARIES - 1)
     for number, member in enumerate(members, 1):
         member.ask("SET-CONFIG-EPOCH", number)
-        bus = int(member.client.config_get("cluster-port")["cluster-port"])
+        bus = int(str(member.client.config_get("cluster-port")["cluster-port"]))
         members[0].ask("MEET", "127.0.0.1", member.port, bus)
     wait_for(lambda: all(_knows(m) == len(members) for m in members), "members do not meet", AGREE_LIMIT_SECONDS)
     for primary, replica in zip(primaries, replicas, strict=True):
@@ -241,11 +241,3 @@ def _knows(member: Member) -> int:
 
 def _raw(reply: Any) -> bytes:
     return reply if isinstance(reply, bytes) else bytes(reply)
-
-
-def _told(question: Any) -> bool:
-    """The answer, or no while a member cannot say."""
-    try:
-        return bool(question())
-    except RedisError:
-        return False

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from infra import cache
@@ -70,14 +69,14 @@ class WatchedServers:
             named = {self._named(port) for port in self.sentinels}
             return len(named) == 1 and self.servers[new := named.pop()] is not old and _role(new) == "master"
 
-        wait_for(lambda: _told(is_known), f"no other server than {old.name} was promoted", AGREE_LIMIT_SECONDS)
+        wait_for(lambda: cache.told(is_known), f"no other server than {old.name} was promoted", AGREE_LIMIT_SECONDS)
 
     def wait_following(self, server: ServerProcess) -> None:
         """Until a server that came back was made a replica, and follows."""
         client = self.client(server)
         follows = {"master_link_status": "up", "role": "slave"}.items()
         wait_for(
-            lambda: _told(lambda: follows <= client.info("replication").items()),
+            lambda: cache.told(lambda: follows <= client.info("replication").items()),
             f"{server.name} does not follow",
             AGREE_LIMIT_SECONDS,
         )
@@ -164,12 +163,12 @@ def _is_ready(sentinel: int) -> bool:
     """Whether a failover could be decided and done now."""
 
     def asked() -> bool:
-        state = _client(sentinel).sentinel_master(NAME)
+        state: Any = _client(sentinel).sentinel_master(NAME)
         counts = (state["num-slaves"], state["num-other-sentinels"])
         healthy = not (state["is_sdown"] or state["is_odown"])
         return bool(healthy and counts == (SERVERS - 1, SENTINELS - 1) and _quorum(sentinel))
 
-    return _told(asked)
+    return cache.told(asked)
 
 
 def _quorum(sentinel: int) -> bool:
@@ -188,11 +187,3 @@ def _ask(port: int, *command: object) -> Any:
 
 def _client(port: int) -> Redis:
     return Redis(port=port, socket_timeout=ANSWER_LIMIT_SECONDS, retry=Retry(NoBackoff(), 0))
-
-
-def _told(question: Any) -> bool:
-    """The answer, or no while a server cannot say."""
-    try:
-        return bool(question())
-    except RedisError:
-        return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,6 +30,12 @@ from invalidator.redis_url import Address, Topology, address, at, single_urls
 
 REDIRECTS_MAX = 3
 """So often a single request follows a slot that moves."""
+
+VERIFY_SECONDS = 1.0
+"""So often Sentinel is asked whether its primary is still the same."""
+
+VERIFY_AGAIN_SECONDS = 10.0
+"""And so often while no Sentinel answers, which takes time."""
 
 LOOK_SECONDS_MIN = 0.1
 """The slots of a Cluster are not read more often."""
@@ -100,17 +105,38 @@ class Single:
 
 
 class Watched(Single):
-    """The primary that Sentinel names: every new connection asks for it."""
+    """The primary that Sentinel names: every new connection asks for it, and while old ones last it is asked for again.
+
+    A server that was replaced goes on answering until its Sentinels reach it: for seconds, or while it is cut off.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self._due_seconds = 0.0
+
+    def serving(self, key: str) -> Node:
+        """The primary."""
+        if time.monotonic() >= self._due_seconds:
+            self._verify()
+        return super().serving(key)
+
+    def call(self, key: str, *command: Any) -> Any:
+        """One request and its reply."""
+        return self.serving(key).call(*command)
 
     def primaries(self) -> Sequence[Node]:
-        """The primary, asked for anew: one that was cut off from its Sentinels may answer us without being it any more.
-
-        Where no Sentinel answers, nothing is known against the one that we have.
-        """
-        pool: Any = self._node.client.connection_pool
-        with suppress(MasterNotFoundError):
-            pool.proxy.get_master_address()  # drops the connections to another one
+        """The primary, asked for anew."""
+        self._verify()
         return super().primaries()
+
+    def _verify(self) -> None:
+        """Drop the connections to another. Where no Sentinel answers, nothing is known against the one we have."""
+        pool: Any = self._node.client.connection_pool
+        self._due_seconds = time.monotonic() + VERIFY_SECONDS  # first: other threads need not ask too
+        try:
+            pool.proxy.get_master_address()
+        except MasterNotFoundError:
+            self._due_seconds = time.monotonic() + VERIFY_AGAIN_SECONDS
 
 
 class _Slots(msgspec.Struct, frozen=True):
