@@ -390,3 +390,31 @@ def test_a_connection_that_redis_closed_because_nothing_was_sent_is_no_alarm(wor
     with suppress(TransientError):
         world.drain()
     assert world.alarms("redis") == 0
+
+
+class Together(MemoryStream):
+    """A fetch brings records of every partition, as Kafka's does."""
+
+    def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
+        records = [record for partition in list(self.at) for record in self.log[partition][self.at[partition] :]]
+        self.at = {partition: len(self.log[partition]) for partition in self.at}
+        return records
+
+
+def test_a_shard_that_jumped_is_not_believed_to_stand_where_the_others_do(region: Region) -> None:
+    """One shard of several started cold at the end of one partition: what the others still need moves it nowhere."""
+    two = Region("two", region._nodes, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
+    world = World(two)
+    world.data = Together(world.data.log)
+    world.worker = world.new_worker()
+    world.open()
+    for partition in ((TOPIC, 0), (TOPIC, 0), (TOPIC, 1)):
+        world.change({"id": 1}, partition=partition)
+    redis_of(two).delete(two.layout.header_key(0), two.layout.fences_key(0))
+    world.worker = world.new_worker()
+    world.worker._find_rows()  # shard 0 is gone and starts at the ends, shard 1 stands before the three
+    world.change({"id": 2}, partition=(TOPIC, 1))  # shard 0 needs this one only
+    world.drain()
+    world.change({"id": 3}, partition=(TOPIC, 0))
+    world.drain()
+    assert world.alarms("displaced") == 0
