@@ -393,10 +393,14 @@ def test_a_connection_that_redis_closed_because_nothing_was_sent_is_no_alarm(wor
 
 
 class Together(MemoryStream):
-    """A fetch brings records of every partition, as Kafka's does."""
+    """A fetch brings records of every partition, as Kafka's does; the last partition's first."""
 
     def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
-        records = [record for partition in list(self.at) for record in self.log[partition][self.at[partition] :]]
+        records = [
+            record
+            for partition in sorted(self.at, reverse=True)
+            for record in self.log[partition][self.at[partition] :]
+        ]
         self.at = {partition: len(self.log[partition]) for partition in self.at}
         return records
 
@@ -408,13 +412,11 @@ def test_a_shard_that_jumped_is_not_believed_to_stand_where_the_others_do(region
     world.data = Together(world.data.log)
     world.worker = world.new_worker()
     world.open()
-    for partition in ((TOPIC, 0), (TOPIC, 0), (TOPIC, 1)):
-        world.change({"id": 1}, partition=partition)
+    for identity in range(4):
+        world.change({"id": identity}, partition=(TOPIC, 0))
     redis_of(two).delete(two.layout.header_key(0), two.layout.fences_key(0))
-    world.worker = world.new_worker()
-    world.worker._find_rows()  # shard 0 is gone and starts at the ends, shard 1 stands before the three
-    world.change({"id": 2}, partition=(TOPIC, 1))  # shard 0 needs this one only
-    world.drain()
-    world.change({"id": 3}, partition=(TOPIC, 0))
+    world.worker = world.new_worker(script_keys=2)
+    world.worker._find_rows()  # shard 0 is gone and starts at the ends, shard 1 stands before the four
+    world.change({"id": 5}, partition=(TOPIC, 1))  # in one script with the first of the four, which shard 0 has
     world.drain()
     assert world.alarms("displaced") == 0
