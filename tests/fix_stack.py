@@ -75,25 +75,34 @@ class Site:
         except TransientError:
             return {}
 
+    def headers(self, region: str) -> list[dict[str, str]]:
+        """The header of every shard, each as `header` gives it."""
+        known = open_region(self.settings, region)
+        try:
+            return [known.header(shard) for shard in range(known.layout.shards)]
+        except TransientError:
+            return [{}]
+
     def wait_open(self, region: str, seconds: float = 60) -> None:
-        """Until every scope of the region's first shard is open."""
+        """Until every scope of every shard of the region is open."""
 
         def is_open() -> bool:
             self.check_processes()
-            scopes = [text for name, text in self.header(region).items() if name.startswith("s:")]
-            return bool(scopes) and all(text.startswith("o") for text in scopes)
+            headers = self.headers(region)
+            scopes = [text for header in headers for name, text in header.items() if name.startswith("s:")]
+            return all(headers) and all(text.startswith("o") for text in scopes)
 
         wait_until(is_open, f"region {region} is open", seconds=seconds)
 
     def wait_drained(self, region: str, seconds: float = 60) -> None:
-        """Until the region's watermark is past everything committed before this call."""
+        """Until the watermark of every shard is past everything committed before this call."""
         with self.database.cursor() as cursor:
             cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'")
             end = int((cursor.fetchone() or (0,))[0])
 
         def is_past() -> bool:
             self.check_processes()
-            return int(self.header(region).get("w", "0" * 32)[8:24], 16) >= end
+            return all(int(header.get("w", "0" * 32)[8:24], 16) >= end for header in self.headers(region))
 
         wait_until(is_past, f"region {region} has applied everything up to {end:x}", seconds=seconds)
 

@@ -38,7 +38,8 @@ from infra.stack import Stack
 from invalidator import CacheReader
 from invalidator.guard import Fill, Outcome
 from invalidator.layout import Layout
-from invalidator.region import Filled, Region, connect
+from invalidator.nodes import connect
+from invalidator.region import Filled, Region
 from tests.benchmarks.harness import Bench, Results
 from tests.fix_stack import Site
 

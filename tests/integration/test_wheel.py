@@ -31,7 +31,7 @@ def test_the_wheel_runs_in_a_fresh_environment(tmp_path: Path) -> None:
     (tmp_path / "constraints.txt").write_text("\n".join(line for line in locked if not line.startswith("#")))
     run(fresh / "python", "-m", "pip", "install", "-q", "-c", tmp_path / "constraints.txt", wheel, cwd=tmp_path)
     assert "invalidate" in run(fresh / "staleproof", "--help", cwd=tmp_path)
-    where = "import invalidator, invalidator.region as r; print(invalidator.__file__); assert 'sp1_fill' in r.library()"
+    where = "import invalidator, invalidator.node as r; print(invalidator.__file__); assert 'sp1_fill' in r.library()"
     assert str(tmp_path) in run(fresh / "python", "-c", where, cwd=tmp_path)
     for module in ("consumers.capture", "consumers.invalidate", "consumers.check", "consumers.starter"):
         run(fresh / "python", "-c", f"import {module}", cwd=tmp_path)  # every dependency is declared
