@@ -113,7 +113,19 @@ def _sources() -> list[str]:
 
 def _docker_build(tag: str, recipe: Path, context: Path, arguments: Mapping[str, str], *, network: str) -> None:
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-    command = ["docker", "build", "--network", network, "--tag", tag, "--file", str(recipe), *given, str(context)]
+    command = [
+        "docker",
+        "build",
+        "--force-rm",
+        "--network",
+        network,
+        "--tag",
+        tag,
+        "--file",
+        str(recipe),
+        *given,
+        str(context),
+    ]
     run(command, BUILD_LIMIT_SECONDS)
 
 

@@ -2,17 +2,11 @@
 # Makes the cluster on the first start, as the official image's entry point does, then becomes the command.
 # POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB, POSTGRES_HOST_AUTH_METHOD and POSTGRES_INITDB_ARGS mean what they mean there.
 set -eu
-home=$(echo /usr/lib/postgresql/*/bin)
-PATH="$home:$PATH"
+PATH="$(echo /usr/lib/postgresql/*/bin):$PATH"
 
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     user=${POSTGRES_USER:-postgres}
     arguments=${POSTGRES_INITDB_ARGS:-}
-    major=$(echo "$home" | cut -d/ -f5)
-    if [ "$major" -lt 17 ]; then
-        # Builtin locales came with 17; C.UTF-8 of the C library sorts the same way, by code point.
-        case $arguments in *builtin*) arguments="--encoding=UTF8 --locale=C.UTF-8" ;; esac
-    fi
     if [ -n "${POSTGRES_PASSWORD:-}" ]; then
         password=$(mktemp)
         printf '%s\n' "$POSTGRES_PASSWORD" > "$password"
