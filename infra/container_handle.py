@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from docker.errors import DockerException, NotFound
-from redis.exceptions import RedisError  # testcontainers' way to say that Redis did not answer in time
 from testcontainers.core.container import DockerContainer
 
 from infra.processes import ASK_AGAIN_SECONDS, LOG_TAIL_LINES, NotReady, StackError
@@ -41,7 +40,7 @@ class ContainerHandle:
         """Let testcontainers create and start the container, and wait until the server answers."""
         try:
             self._container.start()
-        except (DockerException, RedisError, TimeoutError) as error:
+        except DockerException as error:
             raise StackError(self._failed(f"does not start: {error}")) from error
         self.wait_ready()
 

@@ -29,12 +29,13 @@ from testcontainers.community.redis import RedisContainer
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
+from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
 
 from infra import broker, cache, container_warden, postgres, warden
-from infra.container_handle import START_LIMIT_SECONDS, ContainerHandle
+from infra.container_handle import ContainerHandle
 from infra.images import engine, roles
 from infra.prerequisites import MissingPrerequisite
-from infra.processes import ASK_AGAIN_SECONDS, Warden, choose_ports
+from infra.processes import Warden, choose_ports
 from infra.servers import Servers
 from infra.warden import Identity
 
@@ -115,10 +116,10 @@ class ContainerServers:
                 remove_orphans(client)
                 chosen = {role.name: roles.choose(client, role, images or {}) for role in roles.ROLES.values()}
             (directory / "logs").mkdir(parents=True, exist_ok=True)
-            owner = _owner_text()
+            owner = owner_text()
             undo.enter_context(_guarded(directory, owner))
             ports = choose_ports(["postgres", "kafka", *map(cache.process_name, regions)], {})
-            with _testcontainers_settings():
+            with _without_ryuk():
                 labels = {container_warden.LABEL: owner}
                 handles = [
                     _postgres(chosen["postgres"], labels, ports["postgres"], postgres_settings or {}),
@@ -170,7 +171,8 @@ def is_gone(owner: str) -> bool:
     return boot != _boot_id() or not warden.is_alive(Identity(int(pid), int(ticks)))
 
 
-def _owner_text() -> str:
+def owner_text() -> str:
+    """Return a new owner that is this process: its machine, boot, pid and start time, and a number."""
     me = warden.identify(os.getpid())
     assert me is not None
     return f"{socket.gethostname()}/{_boot_id()}/{me.pid}/{me.started_ticks}/{next(_serial)}"
@@ -208,34 +210,39 @@ def _guarded(directory: Path, owner: str) -> Iterator[None]:
         guard.close()
 
 
-_settings_lock = threading.Lock()
+_ryuk_lock = threading.Lock()
 
 
 @contextmanager
-def _testcontainers_settings() -> Iterator[None]:
-    """Overrule what testcontainers keeps for the whole process, while our servers start."""
-    ours = {
-        "ryuk_disabled": True,  # our warden does its work
-        "connection_mode_override": ConnectionMode.docker_host,
-        "tc_host_override": "127.0.0.1",
-        "sleep_time": ASK_AGAIN_SECONDS,  # instead of a second
-        "max_tries": round(START_LIMIT_SECONDS / ASK_AGAIN_SECONDS),
-    }
-    with _settings_lock:
-        before = {name: getattr(testcontainers_config, name) for name in ours}
+def _without_ryuk() -> Iterator[None]:
+    """Do without testcontainers' reaper while our servers start: our warden does its work. The switch is global."""
+    with _ryuk_lock:
+        before = testcontainers_config.ryuk_disabled
+        testcontainers_config.ryuk_disabled = True
         try:
-            for name, value in ours.items():
-                setattr(testcontainers_config, name, value)
             yield
         finally:
-            for name, value in before.items():
-                setattr(testcontainers_config, name, value)
+            testcontainers_config.ryuk_disabled = before
+
+
+# testcontainers' own waiting for PostgreSQL and Redis goes on to its limit when the server has ended long ago, and asks
+# once a second. ContainerHandle asks often, from where the clients will be, and sees the end.
+
+
+class _Postgres(PostgresContainer):
+    def _connect(self) -> None:
+        pass
+
+
+class _AskedByHandle(WaitStrategy):
+    def wait_until_ready(self, container: WaitStrategyTarget) -> None:
+        pass
 
 
 def _postgres(image: str, labels: Mapping[str, str], port: int, extra: Mapping[str, str]) -> ContainerHandle:
     values = {**postgres.SETTINGS, **postgres.FAST_SETTINGS, **extra}
     options = [word for name, value in values.items() for word in ("-c", f"{name}={value}")]
-    container = PostgresContainer(
+    container = _Postgres(
         image, username=postgres.SUPERUSER, password=PASSWORD, dbname=postgres.DATABASE, labels=dict(labels)
     )
     container.with_envs(POSTGRES_HOST_AUTH_METHOD="trust", POSTGRES_INITDB_ARGS=LOCALE)
@@ -265,7 +272,7 @@ def _kafka(image: str, labels: Mapping[str, str], port: int, extra: Mapping[str,
 
 
 def _redis(image: str, labels: Mapping[str, str], region: str, port: int, extra: Mapping[str, str]) -> ContainerHandle:
-    container = RedisContainer(image, port=REDIS_PORT, labels=dict(labels))
+    container = RedisContainer(image, port=REDIS_PORT, labels=dict(labels)).waiting_for(_AskedByHandle())
     values = {**cache.SETTINGS, **REDIS_SETTINGS, **extra}
     container.with_command(list(cache.server_command(Path("redis-server"), values)))
     _publish(container, REDIS_PORT, port)
