@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from docker import DockerClient
 
+from infra import containers
 from infra.images import build, engine, roles
 from infra.prerequisites import MissingPrerequisite
 from infra.processes import StackError
@@ -18,12 +20,9 @@ def up(directory: Path) -> None:
     seconds = engine.ensure(directory / "images")
     if seconds is not None:
         print(f"started Docker Engine in {seconds:.1f} s; `python -m infra.images down` stops it")
-    client = DockerClient.from_env()
-    try:
+    with closing(DockerClient.from_env()) as client:
         for role in roles.ROLES.values():
             print(f"{role.name:<10} {_image(client, role, directory)}")
-    finally:
-        client.close()
 
 
 def _image(client: DockerClient, role: roles.Role, directory: Path) -> str:
@@ -37,18 +36,24 @@ def _image(client: DockerClient, role: roles.Role, directory: Path) -> str:
 
 
 def down(directory: Path) -> None:
-    """Stop the Docker Engine that `up` started."""
-    print("stopped Docker Engine" if engine.stop(directory / "images") else "no Docker Engine of ours runs")
+    """Stop the Docker Engine that `up` started, unless containers that somebody needs still run on it."""
+    if not engine.is_ours(directory / "images"):
+        print("no Docker Engine of ours runs")
+        return
+    with closing(DockerClient.from_env()) as client:
+        containers.remove_orphans(client)
+        running = [container.name for container in client.containers.list(ignore_removed=True)]
+    if running:
+        raise StackError(f"Docker Engine still runs {', '.join(running)}: stop them, then try again")
+    engine.stop(directory / "images")
+    print("stopped Docker Engine")
 
 
 def project(directory: Path) -> None:
     """Build the project's own image."""
     engine.ensure(directory / "images")
-    client = DockerClient.from_env()
-    try:
-        print(build.project_image(client, kafka_libs=directory / "kafka" / "libs", say=print))
-    finally:
-        client.close()
+    with closing(DockerClient.from_env()) as client:
+        build.project_image(client, kafka_libs=directory / "kafka" / "libs", say=print)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -29,11 +30,8 @@ PACKAGES: Final = ("docker.io", "debootstrap")
 def absent() -> str | None:
     """Return why no Docker Engine answers, None when one does."""
     try:
-        client = DockerClient.from_env(timeout=ASK_LIMIT_SECONDS)
-        try:
+        with closing(DockerClient.from_env(timeout=ASK_LIMIT_SECONDS)) as client:
             client.ping()
-        finally:
-            client.close()
     except (DockerException, RequestException) as error:
         return f"no Docker Engine answers ({type(error).__name__})"
     return None
@@ -67,16 +65,18 @@ def install() -> None:
         run(command, INSTALL_LIMIT_SECONDS, environment=environment)
 
 
-def stop(directory: Path) -> bool:
-    """Stop the Docker Engine that `ensure` started, and nobody else's; tell whether there was one."""
-    record = _record(directory)
-    if not record.exists():
-        return False
-    identity = Identity(*json.loads(record.read_text(encoding="utf-8")))
-    was_alive = warden.is_alive(identity)
-    warden.stop([(identity, signal.SIGTERM)], STOP_LIMIT_SECONDS)
-    record.unlink()
-    return was_alive
+def is_ours(directory: Path) -> bool:
+    """Tell whether the Docker Engine that `ensure` started runs."""
+    identity = _started(directory)
+    return identity is not None and warden.is_alive(identity)
+
+
+def stop(directory: Path) -> None:
+    """Stop the Docker Engine that `ensure` started, and nobody else's."""
+    identity = _started(directory)
+    if identity is not None:
+        warden.stop([(identity, signal.SIGTERM)], STOP_LIMIT_SECONDS)
+        _record(directory).unlink()
 
 
 def run(command: list[str], limit_seconds: float, *, environment: dict[str, str] | None = None) -> str:
@@ -122,6 +122,11 @@ def _start(directory: Path) -> None:
     except StackError:
         stop(directory)
         raise
+
+
+def _started(directory: Path) -> Identity | None:
+    record = _record(directory)
+    return Identity(*json.loads(record.read_text(encoding="utf-8"))) if record.exists() else None
 
 
 def _record(directory: Path) -> Path:
