@@ -216,10 +216,11 @@ class Region:
         """Every cache key that begins with `start` and has an entry, readable or not; one may come more than once."""
         head = f"{{{self.layout.prefix}:"
         with self._judging():
-            for name in self._client.scan_iter(match=f"{head}*}}:e:{start}*", count=1_000):
-                shard, _, key = name.decode("utf-8", "replace").removeprefix(head).partition("}:e:")
-                if shard.isdecimal():
-                    yield key
+            for node in self._nodes.primaries():
+                for name in node.client.scan_iter(match=f"{head}*}}:e:{start}*", count=1_000):
+                    shard, _, key = name.decode("utf-8", "replace").removeprefix(head).partition("}:e:")
+                    if shard.isdecimal():
+                        yield key
 
     def unlink(self, shard: int, keys: Sequence[str]) -> int:
         """Remove entries; always safe."""

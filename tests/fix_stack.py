@@ -22,8 +22,9 @@ from cdc.errors import TransientError
 from consumers.failpoints import VARIABLE
 from consumers.regions import open_region, read_views
 from consumers.settings import Settings, load_settings
-from infra.stack import Stack
+from infra.servers import Servers
 from invalidator.reader import CacheReader
+from tests.backends import start_servers
 from tests.waiting import wait_until
 
 _serial = itertools.count()
@@ -31,9 +32,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The real servers."""
-    with Stack.start(tmp_path_factory.mktemp("stack")) as started:
+    with start_servers(tmp_path_factory.mktemp("stack")) as started:
         yield started
 
 
@@ -178,7 +179,7 @@ class MakeSite(Protocol):
 
 
 @pytest.fixture
-def make_site(stack: Stack, tmp_path: Path) -> Iterator[MakeSite]:
+def make_site(stack: Servers, tmp_path: Path) -> Iterator[MakeSite]:
     """For a test whose site is not the usual one; one site per test."""
     with ExitStack() as end:
 
@@ -197,7 +198,7 @@ def site(make_site: MakeSite) -> Site:
 
 
 def new_site(
-    stack: Stack, directory: Path, redis_urls: Mapping[str, str], sections: Mapping[str, Mapping[str, Any]]
+    stack: Servers, directory: Path, redis_urls: Mapping[str, str], sections: Mapping[str, Mapping[str, Any]]
 ) -> Site:
     """A site that lives as long as its maker wants: who makes it, ends it."""
     name = f"t{next(_serial)}x{os.getpid()}"

@@ -19,7 +19,6 @@ from contextlib import nullcontext
 
 import msgspec
 import psycopg
-import redis
 
 from infra.demo import objects
 from infra.demo.caches import demo_views
@@ -28,7 +27,8 @@ from infra.demo.data import SLEEPERS_FIRST
 from invalidator import CacheReader
 from invalidator import entry as entries
 from invalidator.layout import Layout
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 
 RECORDED = 200
 DELETED = 2_000
@@ -56,8 +56,8 @@ class Watch:
         self._seed = seed
         self._recorded = recorded(keys)
         self._doomed = doomed(keys)
-        client: redis.Redis = connect(Connection(url=os.environ["DEMO_REDIS"], timeout_seconds=5.0))
-        self._region = Region(region, client, Layout())
+        nodes = connect(Connection(url=os.environ["DEMO_REDIS"], timeout_seconds=5.0))
+        self._region = Region(region, nodes, Layout())
 
     def write(self) -> None:
         """Versions that grow, and deletions."""
