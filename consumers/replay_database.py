@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, TransientError
 from consumers import fence
 from consumers.progress import Progress
 from consumers.regions import open_region, read_views
@@ -151,13 +151,13 @@ def _views_of_keys(keys: Sequence[str], views: Sequence[View]) -> list[View]:
 
 
 def check_regions(regions: Sequence[Region], views: Sequence[View]) -> None:
-    """Raises ConfigError for a region that could take no fill of these views, now or later."""
+    """Raises TransientError for a region that was never started, ConfigError for one that has other views."""
     for region in regions:
         for shard in range(region.layout.shards):
             header = region.header(shard)
             if not header:
                 remedy = f"start `staleproof invalidate --region {region.name}` first"
-                raise ConfigError(f"region {region.name} has no shard {shard}: {remedy}")
+                raise TransientError(f"region {region.name} has no shard {shard}: {remedy}")
             for view in views:
                 text = header.get(view_scope(view.name))
                 if text is None or Scope.parse(text).digest != view.digest:

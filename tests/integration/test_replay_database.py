@@ -329,10 +329,14 @@ REFUSED = [
     ),
     (["--view", "contact", "--where", "id = 1", "--sweep"], "--sweep is about all keys of a view"),
     (["--view", "contact", "--warm-from", "eu", "--into", "eu"], "--warm-from eu is among the regions to fill"),
-    (["--view", "contact", "--region", "ap"], "region ap has no shard 0: start `staleproof invalidate --region ap`"),
     (["--view", "contact", "--fence-first", "--region", "eu"], "not confirmed, and no terminal to ask on: add --yes"),
     (["--keys-file", "nowhere"], "the keys file nowhere cannot be read"),
 ]
+
+
+def test_a_region_that_was_never_started_is_named(place):
+    _, err = replay(place, "--view", "contact", "--region", "ap", code=1)
+    assert "region ap has no shard 0: start `staleproof invalidate --region ap` first" in err
 
 
 def test_an_order_that_makes_no_sense_is_refused_in_one_line(place):
