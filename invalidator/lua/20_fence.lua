@@ -34,13 +34,3 @@ local function merge(fence, position, stamps, beat)
   if exact and #all <= EXACT_BYTES then return '=' .. newest .. all end
   return '-' .. newest .. all:sub(1, 16) .. all:sub(-16)
 end
-
--- The fences of these stripes by stripe, `default` where one has no field of its own.
-local function fences_of(f, stripes, default)
-  local fences = {}
-  for from = 1, #stripes, SLICE do
-    local part = redis.call('HMGET', f, unpack(stripes, from, math.min(from + SLICE - 1, #stripes)))
-    for i, fence in ipairs(part) do fences[stripes[from + i - 1]] = fence or default end
-  end
-  return fences
-end

@@ -21,7 +21,10 @@ from tests.waiting import wait_until
 REPLACED_SECONDS = 45
 """So soon a region whose primary died serves nothing wrong any more; the servers themselves need some 4 s to agree."""
 
-both_kinds = ["valkey", pytest.param("redis", marks=pytest.mark.slow)]
+MOVING = {"MOVED", "ASK", "TRYAGAIN"}
+"""What a batch meets when its slot is elsewhere, or on its way."""
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -65,9 +68,9 @@ def let_follow(replica: Redis) -> None:
     replica.config_set("masterauth", "")
 
 
-@pytest.mark.parametrize("cluster", both_kinds, indirect=True)
+@pytest.mark.parametrize("cluster", ["valkey", "redis"], indirect=True)
 def test_slots_move_there_and_back(cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch) -> None:
-    """The worker's batches meet MOVED; the slots are read again, and the stream goes on from the rows."""
+    """The worker's batches fail on the way; the slots are read again, and the stream goes on from the rows."""
     moves = 0
     with Load(cluster_site, "eu") as load:
         load.wait_changes(100)
@@ -81,11 +84,10 @@ def test_slots_move_there_and_back(cluster_site: Site, cluster: LocalCluster, st
                 moves += 2
         stopwatch.converged(cluster_site, load)
     assert moves == 24
-    assert "MOVED" in faults(cluster_site)
+    assert faults(cluster_site) & MOVING
     assert set(cluster_site.alarms()) == {"redis"}  # nothing rewound, nothing lost
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["valkey"], indirect=True)
 def test_slots_move_at_once(cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch) -> None:
     """Valkey's own migration: no key is ever between two nodes."""
@@ -99,11 +101,10 @@ def test_slots_move_at_once(cluster_site: Site, cluster: LocalCluster, stopwatch
                 load.wait_changes(20)
                 cluster.move_slot_at_once(slot, before)
         stopwatch.converged(cluster_site, load)
-    assert "MOVED" in faults(cluster_site)
+    assert faults(cluster_site) & MOVING
     assert set(cluster_site.alarms()) == {"redis"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["valkey", "redis"], indirect=True)
 def test_a_slot_moves_for_seconds(cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch) -> None:
     """Half of a shard is here and half there: its requests are refused, and what it missed is applied afterwards."""
@@ -130,7 +131,6 @@ def migrate(source: Member, target: Member, keys: list[bytes]) -> None:
     source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["valkey", "redis"], indirect=True)
 def test_a_primary_dies_and_its_late_replica_takes_over(
     cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch
@@ -157,7 +157,6 @@ def test_a_primary_dies_and_its_late_replica_takes_over(
     assert set(cluster_site.alarms()) <= {"rewound", "redis"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["valkey"], indirect=True)
 def test_a_primary_restarts_empty_before_anybody_takes_over(
     cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch
@@ -176,20 +175,17 @@ def test_a_primary_restarts_empty_before_anybody_takes_over(
     assert set(cluster_site.alarms()) <= {"lost", "redis"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["valkey"], indirect=True)
 def test_a_cluster_without_a_majority(cluster_site: Site, cluster: LocalCluster, stopwatch: Stopwatch) -> None:
     """Two of three primaries hang: the third refuses as well, until they are back. Nobody can be promoted meanwhile."""
-    hung = [member for member in cluster.primaries() if member is not cluster.owner(slots(cluster_site)[0])]
+    left, *hung = cluster.primaries()
     with Load(cluster_site, "eu") as load:
         load.wait_changes(100)
         stopwatch.start()
         for member in hung:
             member.process.pause()
-        wait_until(
-            lambda: any("no majority" in record["reason"] for record in cluster_site.logged("worker_waits")),
-            "the cluster is down", seconds=60,
-        )  # fmt: skip
+        wait_until(lambda: b"cluster_state:fail" in left.ask("INFO"), "the cluster is down")
+        cluster_site.wait_alarm("redis")
         load.wait_changes(50)
         for member in hung:
             member.process.resume()
@@ -199,7 +195,6 @@ def test_a_cluster_without_a_majority(cluster_site: Site, cluster: LocalCluster,
     assert set(cluster_site.alarms()) <= {"redis", "rewound"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("watched", ["valkey", "redis"], indirect=True)
 def test_sentinel_promotes_a_late_replica(watched_site: Site, watched: WatchedServers, stopwatch: Stopwatch) -> None:
     old = watched.primary()
@@ -223,7 +218,6 @@ def test_sentinel_promotes_a_late_replica(watched_site: Site, watched: WatchedSe
     watched.wait_following(old)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("watched", ["valkey"], indirect=True)
 def test_sentinel_replaces_a_primary_that_lives(
     watched_site: Site, watched: WatchedServers, stopwatch: Stopwatch

@@ -15,6 +15,7 @@ from consumers.stream import Record
 from invalidator.guard import Outcome
 from invalidator.region import Filled, Region
 from invalidator.views import Views, load_views
+from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, VIEWS, World
 from tests.integration.test_guard_clauses import AT, proof
 from tests.integration.test_worker_doubts import now, order, pass_three_heartbeats
@@ -38,7 +39,7 @@ def records_of(world: World) -> list[Record]:
 
 def everything(region: Region) -> dict[bytes, object]:
     """Every key of the region and what is in it."""
-    client = region._client
+    client = redis_of(region)
     names = list(client.scan_iter(f"{{{region.layout.prefix}:*"))
     return {name: client.get(name) if client.type(name) == b"string" else client.hgetall(name) for name in names}
 
@@ -131,7 +132,7 @@ def test_ahead_of_the_worker_and_under_a_lost_fence_no_older_value_comes_back(wo
     world.change(None, {"id": 1}, op="d", partition=AT)  # not applied by the worker yet
     replay(world, [world.data.log[AT][-1]])
     assert world.read("template:1") is None
-    world.region._client.delete(world.region.layout.fences_key(0))
+    redis_of(world.region).delete(world.region.layout.fences_key(0))
     replay(world, [old])
     assert world.read("template:1") is None
 
@@ -248,7 +249,7 @@ def test_a_shard_that_is_not_there_ends_it_at_the_start_and_is_counted_later(wor
     world.change({"id": 1})
     target = Target(world.region, VIEWS)
     target.prepare()
-    world.region._client.delete(world.region.layout.header_key(0))
+    redis_of(world.region).delete(world.region.layout.header_key(0))
     planner = RangePlanner(VIEWS, TABLES, wave_keys=9)
     for wave in planner.waves(records_of(world)):
         finish(begin(wave, [target]), [target], lambda: False)
@@ -260,7 +261,7 @@ def test_a_lost_fence_hash_is_made_again_and_told(world):
     world.open()
     late = world.change({"id": 1})
     world.drain()
-    world.region._client.delete(world.region.layout.fences_key(0))
+    redis_of(world.region).delete(world.region.layout.fences_key(0))
     target = Target(world.region, VIEWS)
     planner = RangePlanner(VIEWS, TABLES, wave_keys=9)
     for wave in planner.waves(records_of(world)):
@@ -275,7 +276,7 @@ def test_a_library_that_is_lost_is_loaded_again_and_the_wave_repeated(world):
     world.change({"id": 1})
     target = Target(world.region, VIEWS)
     target.prepare()
-    world.region._client.function_flush()
+    redis_of(world.region).function_flush()
     for wave in RangePlanner(VIEWS, TABLES, wave_keys=9).waves(records_of(world)):
         finish(begin(wave, [target]), [target], lambda: False)
     assert target.counts["unlinked"] == 1

@@ -233,6 +233,19 @@ def test_a_worker_that_gives_up_leaves_no_reply_behind(cluster_world: World) -> 
     assert world.region._talking == set()
 
 
+def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalCluster) -> None:
+    """Nobody prepares a reader's region anew, as a worker does: it must find the promoted one by itself."""
+    region = cluster_region(cluster)
+    assert region.header(0) == {}
+    nodes: Any = region._nodes
+    slot = slot_of_shard(region, 0)
+    nodes._slots[slot] = Node(redis.Redis(port=1))
+    nodes._due_seconds = 0.0
+    with pytest.raises(RegionFault):
+        region.header(0)
+    assert region.header(0) == {}
+
+
 def test_a_server_without_a_cluster_is_named_so(redis_url: str) -> None:
     region = Region("eu", connect(Connection(url=redis_url, topology=Topology.CLUSTER)), Layout())
     with pytest.raises(Exception, match="topology: single"):
