@@ -49,7 +49,7 @@ test: setup check  ## Everything: check, then property and integration tests on 
 
 test-containers: setup  ## The main path on containers; starts Docker Engine and builds images where it must; KEEP=1 leaves it running
 	-@$(BIN)/python -m infra.images up
-	@STALEPROOF_BACKEND=containers $(PYTEST) -q $(ON_CONTAINERS) $(ARGS); status=$$?; \
+	@STALEPROOF_TEST_BACKEND=containers $(PYTEST) -q $(ON_CONTAINERS) $(ARGS); status=$$?; \
 	  $(if $(KEEP),,$(BIN)/python -m infra.images down &&) exit $$status
 
 faults: setup  ## Every fault of the table on real servers, the slow ones too; prints the seconds to convergence

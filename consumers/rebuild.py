@@ -21,7 +21,7 @@ from consumers.view_rows import Objects, Parts, ViewRows
 from invalidator.guard import Fill, Outcome
 from invalidator.loading import FillMaker, Proof, ProvenSource
 from invalidator.region import Filled, Region
-from invalidator.views import parts_of
+from invalidator.views import key_parts
 
 SCRIPT_KEYS = 250
 """So many fills hold Redis for about a millisecond."""
@@ -158,8 +158,8 @@ class Rebuild:
 
     def _load_keys(self, keys: Sequence[str]) -> _Loaded:
         """Raises BadRecord where a key is none that its columns could hold."""
-        parts = {key: parts_of(self._view.key, key) for key in keys}
-        known = {key: texts for key, texts in parts.items() if texts is not None}
+        parts = {key: key_parts(self._view.key, key) for key in keys}
+        known = {key: tuple(map(str, texts)) for key, texts in parts.items() if texts is not None and None not in texts}
         objects, proof = self._source.load(lambda database: self._rows.of(database, list(known.values())))
         absent = [key for key in known if key not in objects.values]
         return _Loaded(objects, proof, absent, Counts(hashed=len(parts) - len(known), absent=len(absent)))

@@ -277,7 +277,7 @@ class _Draft:
     def override(self, environment: Mapping[str, str]) -> None:
         """Lay the environment's values over the file's; `x_file` replaces `x` and the other way round."""
         overrides = [
-            self._override(variable, value) for variable, value in sorted(environment.items()) if _ours(variable)
+            self._override(variable, value) for variable, value in sorted(environment.items()) if is_override(variable)
         ]
         said = {override.path: override.variable for override in overrides}
         for override in overrides:
@@ -357,8 +357,8 @@ class _Draft:
         return secret
 
 
-def _ours(variable: str) -> bool:
-    """Sections are set with a double underscore; other STALEPROOF_ variables are not settings."""
+def is_override(variable: str) -> bool:
+    """Whether this environment variable sets a setting. Sections are set with a double underscore; others are not."""
     name = variable.removeprefix(PREFIX)
     if variable in (name, PATH_VARIABLE):
         return False

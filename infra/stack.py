@@ -262,8 +262,8 @@ def _owner(text: str) -> Identity | None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _State:
-    """What `up` leaves in stack.json for the others, and for whoever wants the addresses."""
+class State:
+    """What `up` leaves in stack.json for the others (infra/attached.py), and for whoever wants the addresses."""
 
     postgres_dsn: str
     kafka_bootstrap: str
@@ -337,7 +337,7 @@ def _boot_id() -> str:
 
 def up(directory: Path) -> int:
     """Start the stack in the background and print its addresses; one that runs already is left alone."""
-    state = _State.read(directory)
+    state = State.read(directory)
     if state is not None and state.supervisor in state.living():
         return status(directory)
     prerequisites.find(kafka_libs=DEFAULT_DIRECTORY / "kafka" / "libs")  # in the foreground: Maven may take a while
@@ -354,7 +354,7 @@ def up(directory: Path) -> int:
         )
     assert supervisor.stdout is not None
     answer = supervisor.stdout.read()  # until it is ready or has failed: it closes its end in both cases
-    state = _State.read(directory)
+    state = State.read(directory)
     if answer or state is None or supervisor.pid != state.supervisor.pid:
         print(answer.strip() or f"error: the supervisor ended: see {_log(directory, 'supervisor')}", file=sys.stderr)
         return supervisor.wait() or EXIT_DOWN
@@ -362,7 +362,7 @@ def up(directory: Path) -> int:
     return 0
 
 
-def _print_addresses(state: _State) -> None:
+def _print_addresses(state: State) -> None:
     for name, address in state.addresses().items():
         print(f"{name:<10} {address}")
 
@@ -378,7 +378,7 @@ def supervise(directory: Path) -> int:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Stack.start(directory, preferred_ports=DEFAULT_PORTS) as stack:
-        _State.of(stack).write(directory)
+        State.of(stack).write(directory)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())  # tells `up`, which reads our output to its end
         os.close(nowhere)
@@ -388,7 +388,7 @@ def supervise(directory: Path) -> int:
 
 def down(directory: Path) -> int:
     """Stop what `up` started, and only that: every pid is checked to be the process that was recorded."""
-    state = _State.read(directory)
+    state = State.read(directory)
     living = [] if state is None else state.living()
     if state is None or not living:
         print(f"no stack runs in {directory}")
@@ -407,7 +407,7 @@ def down(directory: Path) -> int:
 
 def status(directory: Path) -> int:
     """Ask every server and print what it said; not 0 when one is down."""
-    state = _State.read(directory)
+    state = State.read(directory)
     if state is None:
         print(f"no stack runs in {directory}: start it with `python -m infra.stack up`")
         return EXIT_DOWN

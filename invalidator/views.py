@@ -94,39 +94,29 @@ class KeyTemplate:
 
 def can_render(template: KeyTemplate, key: str) -> bool:
     """Whether some parts render exactly `key`. A hash is taken as it is: of which text it is cannot be told."""
-    return _texts(template, key) is not None
+    return key_parts(template, key) is not None
 
 
-def parts_of(template: KeyTemplate, key: str) -> tuple[str, ...] | None:
-    """The texts of the parts that render `key`, in the order of `fields`.
-
-    None where no parts do, or where a part is a hash, which cannot be turned back.
-    """
-    texts = _texts(template, key)
-    return None if texts is None or None in texts else tuple(text for text in texts if text is not None)
-
-
-def _texts(template: KeyTemplate, key: str) -> tuple[str | None, ...] | None:
-    """The text of each part, None for one that is a hash; None altogether for a key of another template.
+def key_parts(template: KeyTemplate, key: str) -> tuple[str | None, ...] | None:
+    """The parts, as text, that render exactly `key`; None when there are none. A part that was hashed is None.
 
     Between two separators stands at most one field, so there is only one way to cut a key into parts.
     """
     found = _pattern(template).fullmatch(key)
-    if found is None:
+    try:
+        return None if found is None else tuple(map(_decoded, found.groups()))
+    except ValueError:
         return None
-    texts: list[str | None] = []
-    for part in found.groups():
-        if _HASHED.fullmatch(part):
-            texts.append(None)
-            continue
-        try:
-            text = part if _SAFE.fullmatch(part) else unquote_to_bytes(part).decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            return None
-        if encode_part(text) != part:
-            return None
-        texts.append(text)
-    return tuple(texts)
+
+
+def _decoded(part: str) -> str | None:
+    """The text behind an encoded part, None for a hash. Raises ValueError for what nothing is encoded to."""
+    if _HASHED.fullmatch(part):
+        return None
+    text = part if _SAFE.fullmatch(part) else unquote_to_bytes(part).decode("utf-8", "surrogatepass")
+    if encode_part(text) != part:
+        raise ValueError("not an encoded part")
+    return text
 
 
 @cache

@@ -1,3 +1,16 @@
-"""Fixtures live in `fix_*.py`, one topic each."""
+"""Fixtures live in `fix_*.py`, one topic each; those with `staleproof` in their name are the project's own plugin."""
 
-pytest_plugins = ["tests.fix_redis", "tests.fix_stack", "tests.fix_faults", "tests.fix_world", "tests.fix_topologies"]
+import sys
+
+# An editable install knows the plugin's entry point only once it was installed again; until then it is loaded here.
+_plugin = [] if "infra.testing" in sys.modules else ["infra.testing"]
+pytest_plugins = [
+    *_plugin,
+    "tests.fix_redis",
+    "tests.fix_stack",
+    "tests.fix_faults",
+    "tests.fix_world",
+    "tests.fix_topologies",
+]
+
+collect_ignore = ["example_project"]  # another project's tests: test_harness_sessions.py and test_wheel.py run them

@@ -14,7 +14,6 @@ doubt count as needless. `needless_ratio` is of all fills that were tried.
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from importlib import resources as packaged
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,16 +30,15 @@ from psycopg_pool import ConnectionPool
 
 from consumers.regions import read_views, redis_connection
 from consumers.settings import Settings as Staleproof
-from consumers.settings import load_settings
 from infra.demo.data import Sizes, load
-from infra.stack import Stack
+from infra.site import Site
+from infra.site_maker import SiteMaker
 from invalidator import CacheReader
 from invalidator.guard import Fill, Outcome
 from invalidator.layout import Layout
 from invalidator.nodes import connect
 from invalidator.region import Filled, Region
 from tests.benchmarks.harness import Bench, Results
-from tests.fix_stack import Site
 
 REGION = "eu"
 STRIPES = 256
@@ -125,12 +122,7 @@ def run(settings: Settings, bench: Bench) -> Results:
     with ExitStack() as resources:
         directory = resources.enter_context(bench.directory())
         stack = resources.enter_context(bench.stack(directory, [REGION]))
-        site = _open_site(directory, stack)
-        resources.callback(site.database.close)
-        resources.callback(site.stop)
-        site.start("capture")
-        site.start("invalidate", "--region", REGION)
-        site.wait_open(REGION)
+        site = _open_site(resources.enter_context(SiteMaker.open(stack, directory)))
         bench.say("the region is open")
         load_run = Load(settings, site)
         resources.callback(load_run.stop)
@@ -299,18 +291,18 @@ def _open_region(settings: Staleproof, kind: type[Region]) -> Any:
     return kind(REGION, connect(redis_connection(known)), Layout(prefix=known.prefix, stripes=known.stripes))
 
 
-def _open_site(directory: Path, stack: Stack) -> Site:
-    """The demonstration's tables in the stack's database, and settings for them."""
+def _open_site(maker: SiteMaker) -> Site:
+    """The demonstration's tables and views, in one region."""
     demo = packaged.files("infra.demo")
-    database = psycopg.connect(stack.postgres_dsn, autocommit=True)
-    database.execute(demo.joinpath("schema.sql").read_text(encoding="utf-8").encode())
-    load(database, 1, SIZES)
-    content = {
-        "source": {"name": "bench", "dsn": stack.postgres_dsn, "slot": "bench"},
-        "kafka": {"bootstrap_servers": stack.kafka_bootstrap, "partitions": 2},
-        "regions": {REGION: {"url": stack.redis_urls[REGION], "stripes": STRIPES}},
-    }
-    (directory / "staleproof.yaml").write_text(json.dumps(content), encoding="utf-8")
-    (directory / "views.yaml").write_text(demo.joinpath("views.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    settings = load_settings(directory / "staleproof.yaml")
-    return Site(directory=directory, dsn=stack.postgres_dsn, settings=settings, database=database)
+
+    def fill(dsn: str) -> None:
+        with psycopg.connect(dsn, autocommit=True) as database:
+            database.execute(demo.joinpath("schema.sql").read_text(encoding="utf-8").encode())
+            load(database, 1, SIZES)
+
+    return maker.make(
+        schema=fill,
+        views=demo.joinpath("views.yaml").read_text(encoding="utf-8"),
+        regions={REGION: {"stripes": STRIPES}},
+        source={"heartbeat_interval_ms": 250},  # the settings' default
+    )

@@ -17,8 +17,10 @@ import msgspec
 import psycopg
 import redis
 
+from infra.site import Site
+from infra.site_maker import SiteMaker
 from tests.benchmarks.harness import Bench, Results, apart, median_ratio, medians
-from tests.fix_stack import ROOT, Site, new_site
+from tests.fix_stack import ROOT, SCHEMA
 
 VIEWS = """
 version: 1
@@ -49,32 +51,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(settings: Settings, bench: Bench) -> Results:
     """Keys per second of each, and the ratio of each round's own."""
-    with bench.directory() as directory, bench.stack(directory) as stack:
-        place = directory / "site"
-        place.mkdir()
-        site = new_site(stack, place, stack.redis_urls, {})
-        try:
-            (place / "views.yaml").write_text(VIEWS)
-            site.start("capture")
-            site.start("invalidate", "--region", "eu")
-            site.wait_open("eu")
-            bench.say(f"{settings.keys} rows through the stream")
-            site.database.execute(ATTRIBUTES % settings.keys)
-            site.wait_drained("eu", seconds=300)
-            site.wait_open("eu")
-            url = stack.redis_urls["eu"]
+    with (
+        bench.directory() as directory,
+        bench.stack(directory) as stack,
+        SiteMaker.open(stack, directory) as maker,
+        maker.make(schema=SCHEMA, views=VIEWS, start=False) as site,
+    ):
+        site.start_all()
+        bench.say(f"{settings.keys} rows through the stream")
+        site.database.execute(ATTRIBUTES % settings.keys)
+        site.wait_drained("eu", seconds=300)
+        site.wait_open("eu")
+        url = stack.redis_urls["eu"]
 
-            def rebuild() -> Results:
-                empty(url)
-                return rebuilt(site, settings)
+        def rebuild() -> Results:
+            empty(url)
+            return rebuilt(site, settings)
 
-            def bare() -> Results:
-                empty(url)
-                return apart(bare_sets, site.dsn, url, settings.batch)
+        def bare() -> Results:
+            empty(url)
+            return apart(bare_sets, site.dsn, url, settings.batch)
 
-            measured = bench.interleave({"rebuild": rebuild, "bare": bare}, rounds=settings.rounds)
-        finally:
-            site.end()
+        measured = bench.interleave({"rebuild": rebuild, "bare": bare}, rounds=settings.rounds)
     ratio = median_ratio(
         [{"rate": one["rebuild_keys_per_s"]} for one in measured["rebuild"]],
         [{"rate": one["bare_set_per_s"]} for one in measured["bare"]],

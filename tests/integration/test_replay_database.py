@@ -18,7 +18,7 @@ from consumers.regions import open_region, read_views
 from consumers.view_rows import SESSION, Objects, ViewRows
 from invalidator import entry as entries
 from invalidator.views import load_views
-from tests.fix_stack import ROOT, new_site
+from tests.fix_stack import ROOT, SCHEMA
 from tests.waiting import wait_until
 
 VIEWS = """
@@ -45,11 +45,11 @@ ALTER PUBLICATION staleproof ADD TABLE odd;
 
 
 @pytest.fixture(scope="module")
-def shared(stack, tmp_path_factory):
+def shared(staleproof_factory, tmp_path_factory):
     """A site with capture and workers in two regions, all open."""
-    site = new_site(stack, tmp_path_factory.mktemp("replay"), stack.redis_urls, {})
-    (site.directory / "views.yaml").write_text(VIEWS)
-    site.database.execute(ODD)
+    site = staleproof_factory.make(
+        schema=SCHEMA + ODD, views=VIEWS, start=False, directory=tmp_path_factory.mktemp("replay")
+    )
     site.start("capture")
     for region in ("eu", "us"):
         site.start("invalidate", "--region", region)

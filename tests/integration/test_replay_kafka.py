@@ -26,9 +26,9 @@ from consumers.range_reader import RangeReader
 from consumers.regions import open_region
 from consumers.replay_kafka import Request
 from consumers.stream import Extent, Record
-from infra.stack import Stack
+from infra.site_maker import SiteMaker
 from tests.contacts import load_contact
-from tests.fix_stack import ROOT, Site, _new_site
+from tests.fix_stack import DEFAULT_HEARTBEAT, ROOT, SCHEMA, VIEWS, Site
 from tests.waiting import wait_until
 
 CONTACTS = 60
@@ -36,9 +36,11 @@ EVERYTHING = Request(start="beginning", regions=("eu",), as_json=True)
 
 
 @pytest.fixture(scope="module")
-def site(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(staleproof_factory: SiteMaker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Contacts and templates that changed; a region that has applied it and whose contacts are all filled."""
-    made = _new_site(stack, tmp_path_factory.mktemp("replay"), stack.redis_urls, {})
+    made = staleproof_factory.make(
+        schema=SCHEMA, views=VIEWS, start=False, directory=tmp_path_factory.mktemp("replay"), source=DEFAULT_HEARTBEAT
+    )
     try:
         made.start("capture")
         made.start("invalidate", "--region", "eu")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from infra.stack import Stack
+from tests.adopter import EXAMPLE, ROOT, environment
 
 
 def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    alone = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env=alone, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout
 
 
-def test_the_wheel_runs_in_a_fresh_environment(tmp_path: Path) -> None:
+def test_the_wheel_runs_in_a_fresh_environment(tmp_path: Path, stack: Stack) -> None:
     tree = tmp_path / "tree"  # a copy: building leaves files behind, and would pack those of an earlier build
     for part in ("cdc", "invalidator", "consumers", "infra"):
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -35,3 +39,13 @@ def test_the_wheel_runs_in_a_fresh_environment(tmp_path: Path) -> None:
     assert str(tmp_path) in run(fresh / "python", "-c", where, cwd=tmp_path)
     for module in ("consumers.capture", "consumers.invalidate", "consumers.check", "consumers.starter"):
         run(fresh / "python", "-c", f"import {module}", cwd=tmp_path)  # every dependency is declared
+    shutil.copytree(EXAMPLE, tmp_path / "shop", ignore=shutil.ignore_patterns("__pycache__"))
+    run(fresh / "python", "-m", "pip", "install", "-q", "-c", tmp_path / "constraints.txt", "pytest", cwd=tmp_path)
+    options = ("-W", "error", f"--staleproof-servers={stack.directory}", "--staleproof-regions=eu us")
+    said = run(fresh / "pytest", *options, cwd=tmp_path / "shop")
+    assert "4 passed" in said  # the plugin is found, and runs the processes of this environment
+
+
+def test_the_extra_for_testing_holds_the_servers_of_the_extra_for_the_stack() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras["stack"]) < set(extras["testing"])

@@ -1,48 +1,55 @@
-"""A backend that can't be used: said and skipped on a desk, a failure in CI unless it is allowed by name."""
-
-from __future__ import annotations
+from types import SimpleNamespace
 
 import pytest
 
-from infra import containers
-from tests.backends import require_containers, start_servers
+from infra import backends
 
 
-@pytest.fixture(autouse=True)
-def no_engine(monkeypatch):
-    monkeypatch.setattr(containers, "unavailable", lambda: "no Docker Engine answers")
-    for name in ("CI", "ALLOW_SKIP", "STALEPROOF_BACKEND"):
-        monkeypatch.delenv(name, raising=False)
+def containers(monkeypatch, reason):
+    monkeypatch.setattr(backends, "_containers", lambda: SimpleNamespace(unavailable=lambda: reason))
 
 
-def test_on_a_desk_it_is_a_skip_that_says_why():
-    with pytest.raises(pytest.skip.Exception, match="no Docker Engine answers"):
-        require_containers()
+@pytest.mark.parametrize(
+    ("wanted", "reason", "chosen"),
+    [
+        ("auto", None, "containers"),
+        ("auto", "no Docker", "processes"),
+        ("containers", None, "containers"),
+        ("processes", None, "processes"),
+        ("processes", "no Docker", "processes"),
+    ],
+)
+def test_auto_takes_containers_where_they_can_be_had(monkeypatch, wanted, reason, chosen):
+    containers(monkeypatch, reason)
+    assert backends._backend(wanted) == chosen
 
 
-@pytest.mark.parametrize("allowed", ["", "processes", "container"])
-def test_in_ci_it_is_a_failure_that_says_how_to_allow_it(monkeypatch, allowed):
-    monkeypatch.setenv("CI", "true")
-    monkeypatch.setenv("ALLOW_SKIP", allowed)
-    with pytest.raises(pytest.fail.Exception, match=r"no Docker Engine answers.*ALLOW_SKIP=containers"):
-        require_containers()
+def test_containers_that_were_asked_for_and_cannot_be_had_are_named_with_the_reason(monkeypatch):
+    containers(monkeypatch, "no Docker answers: start it")
+    with pytest.raises(backends.Unavailable, match="backend containers is not available: no Docker answers: start it"):
+        backends._backend("containers")
 
 
-@pytest.mark.parametrize("allowed", ["containers", "other,containers"])
-def test_in_ci_it_is_a_skip_where_it_is_allowed_by_name(monkeypatch, allowed):
-    monkeypatch.setenv("CI", "true")
-    monkeypatch.setenv("ALLOW_SKIP", allowed)
-    with pytest.raises(pytest.skip.Exception):
-        require_containers()
+def test_a_client_of_docker_that_is_not_installed_is_a_reason(monkeypatch):
+    def missing():
+        raise ModuleNotFoundError(name="docker")
+
+    monkeypatch.setattr(backends, "_containers", missing)
+    assert "no module docker" in (backends.why_no_containers() or "")
 
 
-def test_a_backend_that_can_be_used_is_neither(monkeypatch):
-    monkeypatch.setattr(containers, "unavailable", lambda: None)
-    monkeypatch.setenv("CI", "true")
-    require_containers()
-
-
-def test_an_unknown_backend_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("STALEPROOF_BACKEND", "cloud")
-    with pytest.raises(pytest.UsageError, match="STALEPROOF_BACKEND is 'cloud'"):
-        start_servers(tmp_path)
+@pytest.mark.parametrize(
+    ("environment", "must"),
+    [
+        ({}, False),
+        ({"CI": "true"}, True),
+        ({"CI": "1"}, True),
+        ({"CI": "false"}, False),
+        ({"CI": ""}, False),
+        ({"CI": "true", "ALLOW_SKIP": "containers"}, False),
+        ({"CI": "true", "ALLOW_SKIP": "standby, containers"}, False),
+        ({"CI": "true", "ALLOW_SKIP": "processes"}, True),
+    ],
+)
+def test_in_ci_an_absent_backend_fails_unless_it_may_be_skipped(environment, must):
+    assert backends.must_run("containers", environment) is must
