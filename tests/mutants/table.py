@@ -33,11 +33,13 @@ PLAN = "tests/unit/invalidator/test_plan.py::"
 READER = "tests/unit/invalidator/test_reader.py::"
 CAPTURE = "tests/unit/consumers/test_capture.py::"
 STANDBY = "tests/integration/test_standby.py::"
+TOPOLOGIES = "tests/integration/test_topologies.py::"
 
 LUA = "invalidator/lua/"
 WORKER = "consumers/invalidate.py"
 INTAKE = "consumers/intake.py"
 CHECKPOINT = "consumers/checkpoint.py"
+NODES = "invalidator/nodes.py"
 
 MUTANTS = [
     # -- fences
@@ -713,6 +715,47 @@ MUTANTS = [
         "            if passed.outcome is Outcome.APPLIED:\n                self._metrics",
         "            self._passed_at = time.monotonic()\n            if passed.outcome is Outcome.APPLIED:\n                self._metrics",
         "tests/integration/test_review.py::test_a_worker_whose_heartbeats_are_refused_by_the_region_does_not_look_as_if_they_passed",
+    ),
+    Mutant(
+        "a shard that is ahead of a batch is believed to stand at its end",
+        "liveness §4.4.1",
+        WORKER,
+        "known[name] = max(offset, known.get(name, 0))",
+        "known[name] = offset",
+        "tests/integration/test_review.py::test_a_shard_that_jumped_is_not_believed_to_stand_where_the_others_do",
+    ),
+    # -- several servers
+    Mutant(
+        "a request that follows a slot on its way does not say so",
+        "liveness §4.0",
+        NODES,
+        "self._redirected(ask, node), True",
+        "self._redirected(ask, node), False",
+        TOPOLOGIES + "test_a_slot_on_its_way_refuses_and_loses_nothing",
+    ),
+    Mutant(
+        "who serves is not asked again after a fault",
+        "liveness §4.0",
+        NODES,
+        "        if fault.remedy is Remedy.RECONNECT or fault is UNANSWERED:\n            self._doubted = True",
+        "        return",
+        TOPOLOGIES + "test_a_reader_whose_primary_is_gone_looks_who_serves_now",
+    ),
+    Mutant(
+        "a replaced primary is used as long as it answers",
+        "P2 §4.6",
+        NODES,
+        "        if time.monotonic() >= self._due_seconds:\n            self._verify()\n",
+        "",
+        TOPOLOGIES + "test_a_primary_that_sentinel_replaced_is_left_though_it_still_answers",
+    ),
+    Mutant(
+        "a reply of one server is taken for that of another",
+        "P5 §4.4",
+        "invalidator/region.py",
+        "reply: list[bytes] = node.answer()",
+        "reply: list[bytes] = min(self._talking, key=id).answer()",
+        TOPOLOGIES + "test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own",
     ),
 ]
 
