@@ -289,6 +289,33 @@ def test_killed_twice_it_goes_on_where_it_stood(site, run, tmp_path):
     assert not state.exists()
 
 
+def test_what_expires_or_is_made_again_between_two_runs_is_a_gap(site, run, tmp_path):
+    prefix = f"{site.settings.source.name}.between"
+    records = [record for record in all_records(site) if ".contacts" in record.topic]
+    copy_to(site, prefix, records, partitions=1)
+    topic, state = f"{prefix}.public.contacts", tmp_path / "between.json"
+    process = command(
+        site, "--topic-prefix", prefix, "--table", "public.contacts", "--rate", "1000", failpoints="replay.after_send=kill@4", state=state
+    )  # fmt: skip
+    process.communicate(timeout=30)
+    stood = json.loads(state.read_text())["progress"]["next"][f"{topic}/0"]
+    options = {"topic_prefix": prefix, "tables": ("public.contacts",), "state": state}
+    client = KafkaAdminClient(bootstrap_servers=site.settings.kafka.bootstrap_servers)
+    try:
+        client.delete_records({TopicPartition(topic, 0): stood + 5})
+        with pytest.raises(
+            GapError, match=f"{topic}/0: where this replay goes on is offset {stood}, and kafka has {stood + 5}"
+        ):
+            run(**options)
+        client.delete_topics([topic])
+        wait_until(lambda: topic not in client.list_topics(), "the topic is gone")
+    finally:
+        client.close()
+    copy_to(site, prefix, records, partitions=1)
+    with pytest.raises(GapError, match="made again since the state file"):
+        run(**options)
+
+
 def test_stopped_by_a_signal_it_says_how_to_go_on(site, tmp_path):
     state = tmp_path / "stopped.json"
     process = command(site, "--rate", "40", state=state)
