@@ -100,8 +100,8 @@ def test_aborted_transactions_are_no_part_of_a_range_and_do_not_keep_it_from_end
         end()
     producer.begin_transaction()
     producer.send(topic, value=b"open").get(10)
-    with Admin(settings) as admin:
-        ((extent,),) = admin.extents([topic], committed=True).values()
+    with KafkaLog(settings, group="t") as log, Admin(settings) as admin:
+        ((extent,),) = log.extents([topic]).values()
         ((whole,),) = admin.extents([topic]).values()
     assert (extent, whole) == (Extent(0, 4), Extent(0, 5))
     with RangeReader(settings, group="t", queued_kilobytes=512, extents={(topic, 0): extent}) as reader:
