@@ -15,11 +15,13 @@ from cdc.errors import ConfigError, GapError
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
 from consumers.kafka_log import KafkaLog
 from consumers.kafka_range import Asked, Fixed, Log, fix_range, parse_edge
+from consumers.range_reader import RangeReader
 from consumers.settings import KafkaSettings
 from consumers.stream import Extent
 from infra.stack import Stack
 from tests.fake_log import FakeLog, Kept
 from tests.unit.consumers.test_kafka_range import position
+from tests.waiting import wait_until
 
 TOPIC, SQUEEZED = "contract.public.contacts", "contract.public.squeezed"
 EXPIRED = 7
@@ -83,6 +85,56 @@ def test_the_log_in_memory_and_kafka_give_the_same_range(logs, start):
     fake, real = logs
     for end, allow_holes in itertools.product(EDGES[::3], (False, True)):
         assert answer(real, start, end, allow_holes) == answer(fake, start, end, allow_holes)
+
+
+def test_aborted_transactions_are_no_part_of_a_range_and_do_not_keep_it_from_ending(stack):
+    topic = "contract.public.transactions"
+    settings = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap)
+    with Admin(settings) as admin:
+        admin.ensure([Topic(topic, 1, KEPT)])
+    producer = KafkaProducer(bootstrap_servers=stack.kafka_bootstrap, transactional_id="contract")
+    producer.init_transactions()
+    for value, end in ((b"kept", producer.commit_transaction), (b"aborted", producer.abort_transaction)):
+        producer.begin_transaction()
+        producer.send(topic, value=value).get(10)
+        end()
+    producer.begin_transaction()
+    producer.send(topic, value=b"open").get(10)
+    with KafkaLog(settings, group="t") as log, Admin(settings) as admin:
+        ((extent,),) = log.extents([topic]).values()
+        ((whole,),) = admin.extents([topic]).values()
+    assert (extent, whole) == (Extent(0, 4), Extent(0, 5))
+    with RangeReader(settings, group="t", queued_kilobytes=512, extents={(topic, 0): extent}) as reader:
+        records: list[bytes | None] = []
+        wait_until(lambda: records.extend(r.value for r in reader.fetch(10, 0.2)) or not reader.left, "the range ends")
+    assert records == [b"kept"]
+    producer.abort_transaction()
+    producer.close()
+
+
+def test_a_range_ends_where_it_was_fixed_and_one_that_the_log_does_not_reach_is_a_gap(logs, stack):
+    settings = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap)
+    fake, _ = logs
+    end = len(fake.topics[TOPIC][0])
+
+    def read(extent: Extent) -> list[int]:
+        offsets: list[int] = []
+        with RangeReader(settings, group="t", queued_kilobytes=512, extents={(TOPIC, 0): extent}) as reader:
+            wait_until(lambda: offsets.extend(r.offset for r in reader.fetch(7, 0.2)) or not reader.left, "it ends")
+        return offsets
+
+    assert read(Extent(10, 20)) == list(range(10, 20))
+    assert read(Extent(end - 2, end)) == [end - 2, end - 1]
+    assert read(Extent(5, 5)) == []
+    with pytest.raises(GapError, match=f"{TOPIC}/0 ends at {end}, and its end was {end + 3}"):
+        read(Extent(end - 2, end + 3))
+    with pytest.raises(GapError, match="is not in Kafka any more"):
+        read_expired(settings)
+
+
+def read_expired(settings: KafkaSettings) -> None:
+    with RangeReader(settings, group="t", queued_kilobytes=512, extents={(TOPIC, 1): Extent(1, 20)}) as reader:
+        wait_until(lambda: reader.fetch(7, 0.2), "something comes")
 
 
 def test_they_know_the_same_topics_and_which_are_compacted(logs):

@@ -122,19 +122,28 @@ def test_a_replay_ahead_of_the_worker_writes_no_value(world):
     assert world.read("template:1") is not None
 
 
-def test_ahead_of_the_worker_and_under_a_lost_fence_no_older_value_comes_back(world):
-    """The replay has removed what a newer change outdates; the fence that could tell was never told, or is gone."""
+def test_ahead_of_the_worker_an_older_value_does_not_follow_a_newer_one(world):
+    """No fence remembers what the worker has not applied: once the newer entry is evicted, nothing would tell."""
     world.open()
-    world.change({"id": 1, "body": "old"}, partition=AT)
-    old = world.data.log[AT][-1]
-    world.change({"id": 2, "body": "other"}, partition=AT)
+    for body in ("older", "newer"):
+        world.change({"id": 1, "body": body}, partition=AT)
+    older, newer = world.data.log[AT][-2:]
+    replay(world, [newer])
+    world.region.unlink(0, ["template:1"])
+    replay(world, [older])
+    assert world.read("template:1") is None
+
+
+def test_under_a_lost_fence_only_the_newest_of_all_is_written(world):
+    world.open()
+    for identity in (1, 2):
+        world.change({"id": identity, "body": "a"}, partition=AT)
     world.drain()
-    world.change(None, {"id": 1}, op="d", partition=AT)  # not applied by the worker yet
-    replay(world, [world.data.log[AT][-1]])
-    assert world.read("template:1") is None
-    redis_of(world.region).delete(world.region.layout.fences_key(0))
-    replay(world, [old])
-    assert world.read("template:1") is None
+    first, newest = world.data.log[AT][-2:]
+    world.region.unlink(0, ["template:1", "template:2"])
+    for record, written in ((first, 0), (newest, 1)):
+        redis_of(world.region).delete(world.region.layout.fences_key(0))
+        assert replay(world, [record])["written"] == written
 
 
 def test_an_evicted_entry_is_written_again_where_it_is_the_newest(world):

@@ -386,7 +386,7 @@ MUTANTS = [
         LUA + "40_apply.lua",
         "(not replay and position > met)",
         "position > met",
-        REPLAY + "test_ahead_of_the_worker_and_under_a_lost_fence_no_older_value_comes_back",
+        REPLAY + "test_ahead_of_the_worker_an_older_value_does_not_follow_a_newer_one",
     ),
     Mutant(
         "a replay removes what a newer event wrote",

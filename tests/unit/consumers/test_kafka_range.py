@@ -121,6 +121,19 @@ def test_a_position_without_an_epoch_is_of_the_newest_one():
     assert fixed(log, "position:00000001@0/C8", "position:0/1") == [(1, 3), (0, 1)]
 
 
+def test_the_newest_epoch_is_told_by_records_before_those_without_a_header():
+    log = FakeLog({TOPIC: [kept(100, 200) + kept(5, 6, None, None, None, epoch=2)]})
+    assert fixed(log, "position:0/6") == [(3, 7)]
+
+
+def test_what_came_again_before_capture_was_killed_once_more_is_looked_behind():
+    """The last records are older than those before: a search by halves ends at the end."""
+    log = FakeLog({TOPIC: [kept(0, 1, 2, 3, 4, 5, 0, 0)]})
+    assert fixed(log, "position:0/5") == [(8, 8)]
+    assert fixed(log, "position:0/5", repeated_max=3) == [(5, 8)]
+    assert fixed(log, "position:0/5", repeated_max=50) == [(0, 8)]
+
+
 def test_records_without_a_header_are_looked_past():
     log = FakeLog({TOPIC: [kept(1, None, 3, None, None, 6, None)]})
     assert fixed(log, "position:0/4") == [(3, 7)]

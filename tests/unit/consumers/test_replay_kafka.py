@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import types
 from collections import Counter
 from pathlib import Path
@@ -14,15 +15,19 @@ from typer.testing import CliRunner
 import consumers
 from cdc.errors import ConfigError, GapError, TransientError
 from consumers import cli, replay_kafka, replay_regions
+from consumers.progress import Progress, RateLimit
 from consumers.replay_kafka import Request
-from consumers.replay_planning import Wave
+from consumers.replay_planning import RangePlanner, Wave
 from consumers.replay_regions import Target, begin, finish
 from consumers.replay_summary import Standing, lines_of, summary
+from consumers.resume import Resume
+from consumers.stream import Record
 from invalidator.guard import Batch, Outcome
 from invalidator.layout import Layout
 from invalidator.plan import Invalidation
 from invalidator.region import Applied
 from invalidator.views import load_views
+from tests.unit.consumers.test_replay_planning import record
 
 SETTINGS = """\
 source: {name: shop, dsn: "postgresql://u:hunter2@h/d"}
@@ -209,6 +214,87 @@ def test_other_regions_are_answered_before_a_failing_one_is_waited_for():
     with pytest.raises(TransientError):
         finish(begin(one_key(), [bad, good]), [bad, good], lambda: True)
     assert good.counts["unlinked"] == 1
+
+
+class OneFetch:
+    """A reader of ten records in one partition."""
+
+    def __init__(self) -> None:
+        self.left = {("shop.public.contacts", 0)}
+
+    def fetch(self, records_max: int, timeout_seconds: float) -> list[Record]:
+        self.left = set()
+        return [record("public.contacts", n, 10 + n, offset=n) for n in range(10)]
+
+
+def one_run(tmp_path: Path, region: FailingRegion, stop: threading.Event, reader: OneFetch):
+    """A replay of ten records in waves of four; and what of it is kept."""
+    name = "shop.public.contacts/0"
+    state = Resume(tmp_path / "state.json", {})
+    begun = Standing(range={name: (0, 10)}, since="", until="g", topic_ids={}, next={name: 0})
+    planner = RangePlanner(VIEWS, {"shop.public.contacts": "public.contacts"}, wave_keys=4)
+    target = Target(region, VIEWS, wait=lambda _: None)
+    replay = replay_kafka._Replay(begun, planner, [target], state, stop)
+    settings = types.SimpleNamespace(
+        worker=types.SimpleNamespace(batch_records=100), kafka=types.SimpleNamespace(request_timeout_seconds=0.1)
+    )
+
+    def run() -> bool:
+        with Progress(10, "records", True) as shown:
+            return replay.run(reader, shown, RateLimit(None), settings)
+
+    return run, lambda: (state.load() or {}).get("next", {}).get(name)
+
+
+def test_what_no_region_has_answered_is_not_kept_as_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay_regions, "RETRY_SECONDS", 0.0)
+    region = FailingRegion(0)
+    run, kept = one_run(tmp_path, region, threading.Event(), OneFetch())
+    submit = region.submit
+
+    def fail_from_the_second(shard, batch):
+        if region.sent >= 1:
+            region.failures = 10**6
+        return submit(shard, batch)
+
+    region.submit = fail_from_the_second
+    with pytest.raises(TransientError):
+        run()
+    assert kept() == 4
+
+
+def test_a_stop_ends_the_wave_in_flight_and_keeps_what_it_did(tmp_path):
+    stop = threading.Event()
+    region = FailingRegion(0)
+    run, kept = one_run(tmp_path, region, stop, OneFetch())
+    submit = region.submit
+    region.submit = lambda shard, batch: stop.set() or submit(shard, batch)
+    assert run() is False
+    assert (region.sent, kept()) == (1, 4)
+
+
+def test_a_stop_while_a_region_fails_ends_the_wait(tmp_path):
+    stop = threading.Event()
+    stop_soon = FailingRegion(10**6)
+    run, kept = one_run(tmp_path, stop_soon, stop, OneFetch())
+    prepare = stop_soon.prepare
+    stop_soon.prepare = lambda: stop.set() or prepare()
+    assert run() is False
+    assert kept() == 0
+
+
+def test_at_its_end_no_state_is_left(tmp_path):
+    run, kept = one_run(tmp_path, FailingRegion(0), threading.Event(), OneFetch())
+    assert run() is True
+    assert kept() is None
+
+
+def test_a_kafka_that_falls_silent_ends_it(tmp_path):
+    reader = OneFetch()
+    reader.fetch = lambda *_: []
+    run, _ = one_run(tmp_path, FailingRegion(0), threading.Event(), reader)
+    with pytest.raises(TransientError, match=r"kafka sends nothing of shop\.public\.contacts"):
+        run()
 
 
 def test_a_region_that_fails_for_too_long_ends_the_replay(monkeypatch):
