@@ -5,6 +5,7 @@ reaper, Ryuk, does the same from a container that is given the engine's socket; 
 A container is recognised by its owner's label, which it has from its creation on. Run by its path; needs only docker.
 """
 
+import os
 import signal
 import sys
 import time
@@ -36,13 +37,16 @@ def remove(client: DockerClient, owner: str) -> int:
     return len(found)
 
 
-def main(owner: str) -> int:
-    """Wait for the end of standard input; unless the owner said that it is done, remove what it left."""
+def main(owner: str, host: str) -> int:
+    """Wait for the end of standard input; unless the owner said that it is done, remove what it left.
+
+    `host` is the owner's DOCKER_HOST, empty for the usual one.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # only the end of the pipe ends a warden
     if sys.stdin.buffer.read() == DONE:
         return 0
-    client = DockerClient.from_env()
+    client = DockerClient.from_env(environment={**os.environ, "DOCKER_HOST": host} if host else None)
     deadline = time.monotonic() + LIMIT_SECONDS
     settled = time.monotonic() + SETTLE_SECONDS
     while time.monotonic() < settled:
@@ -56,4 +60,4 @@ def main(owner: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

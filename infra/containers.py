@@ -28,7 +28,7 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.community.redis import RedisContainer
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
+from testcontainers.core.docker_client import DockerClient, get_docker_host
 from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
 
 from infra import broker, cache, container_warden, postgres, warden
@@ -70,7 +70,7 @@ def unavailable(images: Mapping[str, str] | None = None) -> str | None:
         return f"{complaint}: start Docker Engine, or run `python -m infra.images up`"
     if not _is_local():
         return "Docker Engine is not on this machine, or this is a container: servers would be out of reach on loopback"
-    with closing(docker.from_env()) as client:
+    with closing(engine.connect()) as client:
         try:
             for role in roles.ROLES.values():
                 roles.choose(client, role, images or {})
@@ -186,7 +186,7 @@ def _client() -> docker.DockerClient:
     complaint = engine.absent()
     if complaint is not None:
         raise MissingPrerequisite(f"{complaint}: start Docker Engine, or run `python -m infra.images up`.")
-    return docker.from_env()
+    return engine.connect()
 
 
 def _is_local() -> bool:
@@ -201,7 +201,7 @@ def _is_local() -> bool:
 @contextmanager
 def _guarded(directory: Path, owner: str) -> Iterator[None]:
     """Have a warden that removes this owner's containers if we can't."""
-    program = (sys.executable, "-P", container_warden.__file__, owner)
+    program = (sys.executable, "-P", container_warden.__file__, owner, get_docker_host() or "")
     guard = Warden(log=directory / "logs" / "warden.log", program=program)
     try:
         yield

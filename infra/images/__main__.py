@@ -20,7 +20,7 @@ def up(directory: Path) -> None:
     seconds = engine.ensure(directory / "images")
     if seconds is not None:
         print(f"started Docker Engine in {seconds:.1f} s; `python -m infra.images down` stops it")
-    with closing(DockerClient.from_env()) as client:
+    with closing(engine.connect()) as client:
         for role in roles.ROLES.values():
             print(f"{role.name:<10} {_image(client, role, directory)}")
 
@@ -40,7 +40,7 @@ def down(directory: Path) -> None:
     if not engine.is_ours(directory / "images"):
         print("no Docker Engine of ours runs")
         return
-    with closing(DockerClient.from_env()) as client:
+    with closing(engine.connect()) as client:
         containers.remove_orphans(client)
         running = [container.name for container in client.containers.list(ignore_removed=True)]
     if running:
@@ -52,7 +52,7 @@ def down(directory: Path) -> None:
 def project(directory: Path) -> None:
     """Build the project's own image."""
     engine.ensure(directory / "images")
-    with closing(DockerClient.from_env()) as client:
+    with closing(engine.connect()) as client:
         build.project_image(client, kafka_libs=directory / "kafka" / "libs", say=print)
 
 

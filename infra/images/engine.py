@@ -13,6 +13,7 @@ from typing import Final
 from docker import DockerClient
 from docker.errors import DockerException
 from requests.exceptions import RequestException
+from testcontainers.core.docker_client import get_docker_host
 
 from infra import warden
 from infra.prerequisites import MissingPrerequisite
@@ -22,15 +23,22 @@ from infra.warden import Identity
 START_LIMIT_SECONDS: Final = 60.0
 STOP_LIMIT_SECONDS: Final = 60.0
 INSTALL_LIMIT_SECONDS: Final = 600.0
-ASK_LIMIT_SECONDS: Final = 10
+ASK_LIMIT_SECONDS: Final = 60  # of one request; a registry behind it may be slow
 
 PACKAGES: Final = ("docker.io", "debootstrap")
+
+
+def connect() -> DockerClient:
+    """Return a client, of the engine that testcontainers finds: DOCKER_HOST, its properties, the CLI's context."""
+    host = get_docker_host()
+    environment = {**os.environ, "DOCKER_HOST": host} if host else None
+    return DockerClient.from_env(timeout=ASK_LIMIT_SECONDS, environment=environment)
 
 
 def absent() -> str | None:
     """Return why no Docker Engine answers, None when one does."""
     try:
-        with closing(DockerClient.from_env(timeout=ASK_LIMIT_SECONDS)) as client:
+        with closing(connect()) as client:
             client.ping()
     except (DockerException, RequestException) as error:
         return f"no Docker Engine answers ({type(error).__name__})"
@@ -46,7 +54,7 @@ def ensure(directory: Path) -> float | None:
     if complaint is None:
         return None
     began = time.monotonic()
-    if "DOCKER_HOST" in os.environ or os.geteuid() != 0:
+    if get_docker_host() is not None or os.geteuid() != 0:
         raise MissingPrerequisite(f"{complaint}: start Docker Engine, or set DOCKER_HOST to one that runs.")
     install()
     _start(directory)

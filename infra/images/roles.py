@@ -12,6 +12,7 @@ from typing import Final
 
 from docker import DockerClient
 from docker.errors import APIError, ImageNotFound
+from requests.exceptions import RequestException
 
 from infra import broker, cache, prerequisites
 from infra.prerequisites import MissingPrerequisite
@@ -95,7 +96,7 @@ def is_offered(client: DockerClient, image: str) -> bool:
     """Tell whether a registry that Docker Engine can reach has the image."""
     try:
         client.images.get_registry_data(image)
-    except APIError:
+    except (APIError, RequestException):  # no such image, no such host, no answer in time
         return False
     return True
 
