@@ -81,7 +81,7 @@ class Progress:
         self._unit = unit
         self._clock = clock
         self._began = clock()
-        self._before = 0
+        self.before = 0
         self._log_due = Every(LOG_INTERVAL_SECONDS, clock)
         self._bar = _bar(unit) if sys.stderr.isatty() and not as_json else None
 
@@ -100,7 +100,7 @@ class Progress:
 
     def begin_at(self, done: int, counts: Mapping[str, int] | None = None) -> None:
         """So many were done by an earlier run: they count as done, not for the rate."""
-        self.done = self._before = done
+        self.done = self.before = done
         self.counts = Counter(counts or {})
         self._show()
 
@@ -125,7 +125,7 @@ class Progress:
     def per_second(self) -> float:
         """Units per second of this run; 0 where nothing can be said."""
         seconds = self.seconds
-        return (self.done - self._before) / seconds if seconds > 0 else 0.0
+        return (self.done - self.before) / seconds if seconds > 0 else 0.0
 
     @property
     def eta_seconds(self) -> float | None:

@@ -32,6 +32,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What came of it. `views`: per view the Counts of `rebuild.py`; `samples`: of a dry run, keys per cause.
 
     `skipped`: views that say nothing of what their objects are. `complete` False: stopped, and can be gone on with.
+    `resumed_at`: keys that an earlier run had done; `seconds` and `keys_per_second` are of this run.
     """
 
     complete: bool
@@ -40,6 +41,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     views: dict[str, dict[str, int]]
     skipped: tuple[str, ...]
     samples: dict[str, list[str]]
+    resumed_at: int
     seconds: float
     keys_per_second: float
 
@@ -77,6 +79,7 @@ def run(
         views={name: dict(counts) for name, counts in job.counts.items()},
         skipped=skipped,
         samples=job.samples.keys,
+        resumed_at=progress.before,
         seconds=round(seconds, 1),
         keys_per_second=round(rate),
     )
@@ -189,6 +192,8 @@ def lines_of(summary: Summary) -> list[str]:
     """For a ticket: one line per view, one per view and region."""
     what = "dry run, nothing was changed" if summary.dry_run else "done" if summary.complete else "stopped"
     lines = [f"replay database: {what}; {summary.seconds} s, {summary.keys_per_second:,} keys/s"]
+    if summary.resumed_at:
+        lines.append(f"gone on with after {summary.resumed_at:,} keys of an earlier run")
     for view, counts in summary.views.items():
         general = {name: n for name, n in counts.items() if " " not in name and n}
         lines.append(f"view {view}: {_listed(general)}")

@@ -296,7 +296,7 @@ def test_a_killed_rebuild_goes_on_where_it_was(place):
     assert "is of another command (sweep was false, is true)" in complaint
     last, _ = replay(place, *(option for option in options if option not in ("--rate", "900")))
     assert last["views"]["contact"]["read"] == 3_000
-    assert last["keys_per_second"] * last["seconds"] < 3_000 - done + 500  # only the rest was read
+    assert last["resumed_at"] == done
     assert all(entry(place, f"contact:{n}") for n in range(1, 3_001, 7))
     assert not state.exists()
 

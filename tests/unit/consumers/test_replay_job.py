@@ -85,10 +85,11 @@ def test_the_summary_is_lines_for_a_ticket():
     counts = {"read": 1_200, "filled eu": 1_100, "filled us": 900, "refused us": 3}
     summary = Summary(
         complete=True, dry_run=False, regions=("eu", "us"), views={"contact": counts}, skipped=("segment",),
-        samples={}, seconds=1.5, keys_per_second=800,
+        samples={}, resumed_at=200, seconds=1.5, keys_per_second=800,
     )  # fmt: skip
     assert lines_of(summary) == [
         "replay database: done; 1.5 s, 800 keys/s",
+        "gone on with after 200 keys of an earlier run",
         "view contact: 1,200 read",
         "  region eu: 1,100 filled",
         "  region us: 900 filled, 3 refused",
