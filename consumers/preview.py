@@ -59,7 +59,7 @@ class Preview(Rebuild):
                 self._note("differs", region, still, counts)
         return counts
 
-    def remove(self, keys: Sequence[str]) -> Counts:
+    def remove(self, keys: Sequence[str], *, keep_negative: bool = True) -> Counts:  # noqa: ARG002 - neither is extra
         """Look which of them have an entry that says something else than that there is no such object."""
         counts = Counts()
         for region in self._target.regions:

@@ -69,7 +69,8 @@ class RateLimit:
 class Progress:
     """A bar where stderr is a terminal and the result is for people, else a log line every few seconds.
 
-    `total` None: not known. `unit` names what is counted, in the plural.
+    `total` None: not known. `unit` names what is counted, in the plural. `done` counts an earlier run's units too, of
+    which there were `before`.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ import msgspec
 
 from cdc.errors import BadRecord, ConfigError, TransientError
 from consumers.view_rows import Objects, Parts, ViewRows
+from invalidator import entry as entries
 from invalidator.guard import Fill, Outcome
 from invalidator.loading import FillMaker, Proof, ProvenSource
 from invalidator.region import Filled, Region
@@ -138,23 +139,31 @@ class Rebuild:
         return self._divided(keys, work)
 
     def sweep(self, keys: Sequence[str]) -> Counts:
-        """Unlink those of these keys that the database does not have."""
+        """Unlink those of these keys that the database does not have, but for entries that say just that."""
 
         def work(some: Sequence[str]) -> Counts:
             loaded = self._load_keys(some)
-            return loaded.counts + self.remove(loaded.absent)
+            return loaded.counts + self.remove(loaded.absent, keep_negative=True)
 
         return self._divided(keys, work) + Counts(swept=len(keys))
 
-    def remove(self, keys: Sequence[str]) -> Counts:
+    def remove(self, keys: Sequence[str], *, keep_negative: bool = False) -> Counts:
         """Unlink keys in every region."""
-        counts = Counts()
+        counts: Counts = Counter()
         for region in self._target.regions:
             for shard, some in by_shard(region, keys).items():
                 for part in in_scripts(some):
-                    removed = self._patiently(region, lambda: region.unlink(shard, part))  # noqa: B023 - called at once
-                    counts[f"removed {region.name}"] += removed
+                    wrong = self._without_negative(region, shard, part) if keep_negative else part
+                    if wrong:
+                        removed = self._patiently(region, lambda: region.unlink(shard, wrong))  # noqa: B023 - called at once
+                        counts[f"removed {region.name}"] += removed
         return counts
+
+    def _without_negative(self, region: Region, shard: int, keys: Sequence[str]) -> Sequence[str]:
+        """Those without an entry which can be served and says that there is no such object."""
+        view = self._view
+        _, _, found = self._patiently(region, lambda: region.read_many(shard, keys, view.name, view.digest))
+        return [key for key, data in zip(keys, found, strict=True) if data is None or not is_negative(data)]
 
     def _load_keys(self, keys: Sequence[str]) -> _Loaded:
         """Raises BadRecord where a key is none that its columns could hold."""
@@ -249,6 +258,14 @@ class Rebuild:
     def _wait(self, seconds: float) -> None:
         if self._target.stop.wait(seconds):
             raise Stopped
+
+
+def is_negative(data: bytes) -> bool:
+    """Whether an entry says that the database has no such object."""
+    try:
+        return entries.decode(data).content is entries.Content.ABSENT
+    except BadRecord:
+        return False
 
 
 _APPLIED, _SUPERSEDED = Filled(Outcome.APPLIED), Filled(Outcome.SUPERSEDED)

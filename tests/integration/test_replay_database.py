@@ -230,9 +230,10 @@ def test_a_sweep_removes_what_the_database_does_not_have(place):
     place.wait_drained("eu")
     for number in (1, 7, 8):
         place.reader("eu").get("contact", number, lambda _: {"from": "a loader"})
+    place.reader("eu").get("contact", 9, lambda _: None)
     counts = eu(place, "--view", "contact", "--sweep")["contact"]
-    assert (counts["removed eu"], counts["swept"]) == (2, 4)
-    assert [n for n in range(10) if entry(place, f"contact:{n}")] == [1, 2]
+    assert (counts["removed eu"], counts["swept"]) == (2, 5)
+    assert [n for n in range(10) if entry(place, f"contact:{n}")] == [1, 2, 9]
 
 
 def test_a_fence_first_makes_everything_older_unreadable(place):
