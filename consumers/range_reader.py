@@ -78,7 +78,11 @@ class RangeReader:
                 self.left.discard(place)
                 self._consumer.pause([TopicPartition(*place)])
             return record_of(message) if error is None and offset < end else None
-        return record_of(message) if is_fault(message) else None
+        try:
+            is_fault(message)  # raises what it means, unless the topic is not known yet
+        except GapError as gap:
+            raise GapError(f"{gap}: --allow-holes goes on behind it, or rebuild from the database") from gap
+        return None
 
 
 class PositionProbe:

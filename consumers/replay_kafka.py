@@ -91,9 +91,15 @@ def run(settings: Settings, request: Request, stop: threading.Event) -> bool:
         )
         shown = resources.enter_context(Progress(standing.total, "records", request.as_json))
         limit = RateLimit(request.records_per_second, wait=stop.wait)
-        complete = replay.run(reader, shown, limit, settings)
+        complete = replay.run(reader, shown, limit, settings, records_max=_records_at_once(settings, request))
     _print(replay.result(complete=complete), as_json=request.as_json)
     return complete
+
+
+def _records_at_once(settings: Settings, request: Request) -> int:
+    """So many that a slow replay still moves several times a second."""
+    wanted, rate = settings.worker.batch_records, request.records_per_second
+    return wanted if rate is None else max(1, min(wanted, round(rate / 4)))
 
 
 def _tables(settings: Settings, request: Request, views: Views) -> dict[str, str]:
@@ -123,7 +129,6 @@ def _plan(
         "views": {view.name: view.digest for view in views.views.values()},
         "keys": sorted(request.keys),
         "regions": list(regions),
-        "allow_holes": request.allow_holes,
     }
 
 
@@ -189,7 +194,9 @@ class _Replay:
             target.counts.update(standing.regions.get(target.name, {}))
             target.alarms.update(dict.fromkeys(standing.alarms.get(target.name, [])))
 
-    def run(self, reader: RangeReader, shown: Progress, limit: RateLimit, settings: Settings) -> bool:
+    def run(
+        self, reader: RangeReader, shown: Progress, limit: RateLimit, settings: Settings, *, records_max: int
+    ) -> bool:
         """To the end of the range, or until stopped; whether it came to the end."""
         self._save()
         shown.begin_at(self._standing.done, self._totals())
@@ -197,7 +204,7 @@ class _Replay:
         silent_since = time.monotonic()
         try:
             while reader.left and not self._stop.is_set():
-                records = reader.fetch(settings.worker.batch_records, _FETCH_SECONDS)
+                records = reader.fetch(records_max, _FETCH_SECONDS)
                 now = time.monotonic()
                 if records:
                     silent_since = now

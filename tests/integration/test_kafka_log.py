@@ -83,7 +83,7 @@ EDGES = [
 @pytest.mark.parametrize("start", EDGES)
 def test_the_log_in_memory_and_kafka_give_the_same_range(logs, start):
     fake, real = logs
-    for end, allow_holes in itertools.product(EDGES[::3], (False, True)):
+    for end, allow_holes in itertools.product(EDGES[1::4], (False, True)):
         assert answer(real, start, end, allow_holes) == answer(fake, start, end, allow_holes)
 
 

@@ -52,7 +52,7 @@ LOSSES = [
 ]  # fmt: skip
 
 REPLAYS = [
-    World("a range replayed", (A, B), (V,), Budget(beats=1), (("replay", 1),), readers=1, states=89_000),
+    World("a range replayed", (A, B), (V,), Budget(), (("replay", 2),), readers=1, states=600),
     World("a row replayed twice", (A, A), (R,), Budget(), (("replay", 2), ("entries", 1)), **ROW, states=2_000),
     World("a deleted row replayed", (A, DELETE), (R,), Budget(beats=1), (("replay", 2),), **ONE, states=30_000),
     World("a row of two partitions replayed", (A, DELETE_B, A), (R,), Budget(), (("replay", 2), ("entries", 1)),
@@ -66,6 +66,7 @@ REPLAYS = [
 """Records that are applied once more, without rows, at any time."""
 
 SLOW_REPLAYS = [
+    World("a range replayed, one heartbeat", (A, B), (V,), Budget(beats=1), (("replay", 1),), readers=1, states=89_000),
     World("replayed where redis restarts empty", (A,), (R,), Budget(beats=3), (("replay", 1), ("everything", 1)),
           beats_at_once=True, **ONE, states=449_000),
     World("replayed in a new epoch", (A,), (R,), Budget(beats=3, epoch=1), (("replay", 1),), beats_at_once=True, **ONE,

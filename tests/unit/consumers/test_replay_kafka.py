@@ -124,6 +124,12 @@ def test_a_topic_that_is_not_replayed_is_refused(request_, complaint):
         replay_kafka._tables(settings, request_, VIEWS)
 
 
+@pytest.mark.parametrize(("rate", "at_once"), [(None, 1_000), (100_000, 1_000), (400, 100), (2, 1), (0.5, 1)])
+def test_a_slow_replay_takes_few_records_at_once(rate, at_once):
+    settings = types.SimpleNamespace(worker=types.SimpleNamespace(batch_records=1_000))
+    assert replay_kafka._records_at_once(settings, Request(start="end", records_per_second=rate)) == at_once
+
+
 def standing() -> Standing:
     return Standing(
         range={"shop.public.a/0": (5, 25), "shop.public.a/1": (0, 3), "shop.public.b/0": (1, 1)},
@@ -235,13 +241,11 @@ def one_run(tmp_path: Path, region: FailingRegion, stop: threading.Event, reader
     planner = RangePlanner(VIEWS, {"shop.public.contacts": "public.contacts"}, wave_keys=4)
     target = Target(region, VIEWS, wait=lambda _: None)
     replay = replay_kafka._Replay(begun, planner, [target], state, stop)
-    settings = types.SimpleNamespace(
-        worker=types.SimpleNamespace(batch_records=100), kafka=types.SimpleNamespace(request_timeout_seconds=0.1)
-    )
+    settings = types.SimpleNamespace(kafka=types.SimpleNamespace(request_timeout_seconds=0.1))
 
     def run() -> bool:
         with Progress(10, "records", True) as shown:
-            return replay.run(reader, shown, RateLimit(None), settings)
+            return replay.run(reader, shown, RateLimit(None), settings, records_max=100)
 
     return run, lambda: (state.load() or {}).get("next", {}).get(name)
 
