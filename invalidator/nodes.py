@@ -208,16 +208,16 @@ class Cluster:
         if not self._looking.acquire(blocking=not self._known):
             return
         try:
-            now = time.monotonic()
-            if not self._doubted or now < self._due_seconds:
+            if not self._doubted or time.monotonic() < self._due_seconds:
                 return
-            self._due_seconds = now + LOOK_SECONDS_MIN
             self._doubted = False
             try:
                 self._take(self._read())
             except BaseException:
                 self._doubted = True
                 raise
+            finally:  # from the end on: threads that waited for a look that failed need not look one after the other
+                self._due_seconds = time.monotonic() + LOOK_SECONDS_MIN
         finally:
             self._looking.release()
 
@@ -276,14 +276,14 @@ def connect(options: Connection) -> Nodes:
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.timeout_seconds,
     }
-    secrets: dict[str, Any] = {}
+    tls: dict[str, Any] = {}
     if options.url.startswith("rediss://"):
-        secrets["ssl_ca_certs"] = options.tls_ca
-        secrets["ssl_certfile"], secrets["ssl_keyfile"] = options.tls_certificate, options.tls_key
+        tls["ssl_ca_certs"] = options.tls_ca
+        tls["ssl_certfile"], tls["ssl_keyfile"] = options.tls_certificate, options.tls_key
     login = {"username": options.username, "password": options.password}
     if options.topology is Topology.SENTINEL:
-        return _watched(options, urls, limits, secrets, login)
-    chosen = _given(secrets | login)
+        return _watched(options, urls, limits, tls, login)
+    chosen = _given(tls | login)
 
     def reach(url: str) -> redis.Redis:
         return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits, **chosen)
@@ -294,11 +294,11 @@ def connect(options: Connection) -> Nodes:
 
 
 def _watched(
-    options: Connection, urls: Sequence[str], limits: dict[str, Any], secrets: dict[str, Any], login: dict[str, Any]
+    options: Connection, urls: Sequence[str], limits: dict[str, Any], tls: dict[str, Any], login: dict[str, Any]
 ) -> Watched:
     in_url = redis.ConnectionPool.from_url(urls[0]).connection_kwargs
     in_url = {name: value for name, value in in_url.items() if name in ("username", "password", "db")}
-    shared = {**limits, **_given(secrets | {"ssl": options.url.startswith("rediss://") or None})}
+    shared = {**limits, **_given(tls | {"ssl": options.url.startswith("rediss://") or None})}
     sentinel_login = _given({"username": options.sentinel_username, "password": options.sentinel_password})
     sentinels = sentinel.Sentinel(  # type: ignore[no-untyped-call]  # untyped in redis-py
         [address(url) for url in urls],

@@ -225,7 +225,7 @@ class Region:
     def unlink(self, shard: int, keys: Sequence[str]) -> int:
         """Remove entries; always safe."""
         names = [self.layout.entry_key(shard, key) for key in keys]
-        return int(self._call(names[0], "UNLINK", *names))
+        return int(self._call(self.layout.header_key(shard), "UNLINK", *names))
 
     def _keys(self, shard: int, names: Sequence[str] = ()) -> list[str]:
         layout, start = self.layout, self.layout.entry_key(shard, "")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, read_views
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
@@ -22,6 +23,7 @@ from invalidator.layout import Layout
 from invalidator.node import LIBRARY, Node
 from invalidator.nodes import Cluster, Connection, connect
 from invalidator.redis_errors import UNANSWERED
+from invalidator.redis_facts import describe
 from invalidator.redis_url import Topology
 from invalidator.region import Region, RegionFault
 from tests.contacts import load_contact
@@ -252,6 +254,20 @@ def test_a_server_without_a_cluster_is_named_so(redis_url: str) -> None:
     region = Region("eu", connect(Connection(url=redis_url, topology=Topology.CLUSTER)), Layout())
     with pytest.raises(Exception, match="topology: single"):
         region.header(0)
+
+
+def test_check_names_what_is_wrong_with_a_topology(redis_url: str, watched: WatchedServers) -> None:
+    with pytest.raises(ConfigError, match="not part of a cluster: set the region's topology: single"):
+        describe(Connection(url=redis_url, topology=Topology.CLUSTER))
+    other = Connection(url=watched.url, topology=Topology.SENTINEL, sentinel_master="other")
+    with pytest.raises(TransientError, match="no Sentinel of url knows a primary other"):
+        describe(other)
+
+
+def test_check_asks_every_primary_of_a_cluster(cluster: LocalCluster) -> None:
+    facts = describe(Connection(url=cluster.url, topology=Topology.CLUSTER))
+    assert sorted(f.server for f in facts) == sorted(f"127.0.0.1:{member.port}" for member in cluster.primaries())
+    assert all(f.is_cluster and not f.is_replica and f.refusal is None for f in facts)
 
 
 def test_a_node_of_a_cluster_behind_a_single_url_is_named_so(cluster: LocalCluster) -> None:
