@@ -88,7 +88,7 @@ def _base_image(client: DockerClient, suite: str, say: Say) -> str:
         return tag
     began = time.monotonic()
     engine.install()
-    sources = _sources()
+    sources = apt_sources()
     mirror = next((line.split()[1] for line in sources if line.split()[2] == suite), None)
     if mirror is None:
         raise StackError(f"apt has no source of Debian {suite}: run `apt-get update`, or name images by variables")
@@ -104,7 +104,7 @@ def _base_image(client: DockerClient, suite: str, say: Say) -> str:
     return tag
 
 
-def _sources() -> list[str]:
+def apt_sources() -> list[str]:
     """Return this machine's sources of Debian packages, security updates included, as lines of a sources.list."""
     form = "$(ORIGIN) deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     told = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], BUILD_LIMIT_SECONDS)
