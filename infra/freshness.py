@@ -180,7 +180,7 @@ class Freshness:
         while True:
             before = self._truth(view, key)
             self._drain(regions)
-            served = {region: self._served(region, view, key, deadline) for region in regions}
+            served = {region: self._served(region, view, key) for region in regions}
             after = self._truth(view, key)
             if before.value == after.value:
                 return self._judge(view, key, served, after)
@@ -211,8 +211,9 @@ class Freshness:
 
     # -- asking
 
-    def _served(self, region: str, view: str, key: object, deadline: float) -> Any:
+    def _served(self, region: str, view: str, key: object) -> Any:
         """What the region's cache has; what it does not have is read until it does."""
+        deadline = time.monotonic() + SETTLE_LIMIT_SECONDS
         counts = self._reader(region).counts
         before = Counter(counts)
         while (value := self._cached(region, view, key)) is _NOT_CACHED:

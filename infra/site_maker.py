@@ -50,8 +50,6 @@ class SiteMaker:
     servers: Servers
     directory: Path
     living: list[Site] = field(default_factory=list)
-    made: list[str] = field(default_factory=list)
-    """The name of every site, in order."""
     warden: Warden
 
     @classmethod
@@ -158,7 +156,6 @@ class SiteMaker:
             self.living.append(site)
             undo.callback(self.living.remove, site)
             site.resources.push(undo.pop_all())
-        self.made.append(name)
         return site
 
     def _create_database(self, name: str, undo: ExitStack) -> str:

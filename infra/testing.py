@@ -42,11 +42,17 @@ _OPTIONS: Final = {
     "regions": f"names of the regions, each with a Redis of its own; default: {DEFAULT_REGIONS}",
     "redis-server": "a redis-server or valkey-server program for the backend processes",
 }
+_VARIABLES: Final = {
+    "backend": "STALEPROOF_BACKEND",
+    "servers": "STALEPROOF_SERVERS",
+    "redis-server": "STALEPROOF_REDIS_SERVER",
+    # Not the regions: STALEPROOF_REGIONS__… are settings.
+}
 _LINES: Final = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Each as an option, as STALEPROOF_TEST_… in the environment and in the ini file, in that order."""
+    """Each as an option, in the environment (`_VARIABLES`) and in the ini file; the first that is there counts."""
     group = parser.getgroup("staleproof", "staleproof: caches under test on real servers")
     for name, text in _OPTIONS.items():
         group.addoption(f"--staleproof-{name}", metavar=name.upper(), help=text)
@@ -119,7 +125,7 @@ def staleproof(staleproof_factory: SiteMaker) -> Iterator[MakeSite]:
         yield make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def staleproof_standby(staleproof_servers: Servers) -> Iterator[Standby]:
     """A streaming standby of the servers' PostgreSQL, for `site.reader(region, dsn=standby.dsn(site.name))`."""
     from infra.processes import StackError
@@ -184,9 +190,7 @@ def _choice(config: pytest.Config) -> Choice:
 def _setting(config: pytest.Config, name: str) -> str:
     """The option, else the environment, else the ini file, else an empty text."""
     option = config.getoption(f"--staleproof-{name}")
-    return str(
-        option or os.environ.get(f"STALEPROOF_TEST_{_ini(name).partition('_')[2].upper()}") or config.getini(_ini(name))
-    )
+    return str(option or os.environ.get(_VARIABLES.get(name, "")) or config.getini(_ini(name)))
 
 
 def _ini(name: str) -> str:

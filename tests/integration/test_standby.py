@@ -25,19 +25,12 @@ HISTORY = "77:1"
 REGION = "eu"
 
 
-@pytest.fixture(scope="module")
-def shared_standby(stack: Stack) -> Iterator[Standby]:
-    """One standby for the tests that leave it a standby."""
-    with Standby.start(stack) as standby:
-        yield standby
-
-
 @pytest.fixture
-def standby(shared_standby: Standby, site: Site) -> Standby:
-    """It replays, and has the site's database."""
-    shared_standby.resume_replay()
-    shared_standby.wait_replayed()
-    return shared_standby
+def standby(staleproof_standby: Standby, site: Site) -> Standby:
+    """One for the tests that leave it a standby. It replays, and has the site's database."""
+    staleproof_standby.resume_replay()
+    staleproof_standby.wait_replayed()
+    return staleproof_standby
 
 
 def connect_to(standby: Standby, site: Site) -> Database:
@@ -206,11 +199,7 @@ def test_a_replay_position_read_after_the_snapshot_claims_what_the_read_did_not_
 
 def reader_of(site: Site, dsn: str) -> CacheReader:
     """A reader whose loads go to that server, each on a connection of its own."""
-    return CacheReader(
-        open_region(site.settings, REGION),
-        read_views(site.settings.views),
-        lambda: psycopg.connect(dsn, autocommit=True),
-    )
+    return site.reader(REGION, dsn=dsn)
 
 
 def get(reader: CacheReader) -> str | None:

@@ -49,8 +49,8 @@ def test_an_unknown_backend_is_refused_before_anything_runs(project):
 def test_the_option_overrules_the_environment_and_that_the_ini_file(project):
     (project / "pytest.ini").write_text("[pytest]\nstaleproof_backend = from_ini\n")
     assert "'from_ini'" in run_pytest(project).stderr
-    assert "'from_environment'" in run_pytest(project, STALEPROOF_TEST_BACKEND="from_environment").stderr
-    done = run_pytest(project, "--staleproof-backend=processes", STALEPROOF_TEST_BACKEND="from_environment")
+    assert "'from_environment'" in run_pytest(project, STALEPROOF_BACKEND="from_environment").stderr
+    done = run_pytest(project, "--staleproof-backend=processes", STALEPROOF_BACKEND="from_environment")
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
