@@ -6,12 +6,19 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 ARGS ?=
 NAME ?=
+KEEP ?=
+RENEW ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench up down faults mutants model lock
+.PHONY: help setup demo test test-containers check bench up down faults mutants model
+
+ON_CONTAINERS := $(addprefix tests/integration/test_,servers.py containers.py main_path.py)
+RENEW_LOCK = $(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+  --no-emit-trusted-host --strip-extras --allow-unsafe --extra stack --extra testing --extra dev \
+  -o requirements.lock pyproject.toml
 
 help:  ## Say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or newer (apt-get install python3 python3-venv)" >&2; exit 2; }
@@ -22,7 +29,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/python -W ignore -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e . 2> $(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 
-setup: $(VENV)/.ready  ## Install everything (the other targets do it as well)
+setup: $(VENV)/.ready  ## Install everything (the other targets do it as well); RENEW=1 renews requirements.lock
+	@$(if $(RENEW),$(RENEW_LOCK))
 	@$(BIN)/python -m infra.stack prepare
 
 demo: setup  ## The main job on real servers; ARGS="--seconds 60 --rate 2000 --json-only", ARGS=--naive
@@ -38,6 +46,11 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
 	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/faults tests/model tests/property tests/integration tests/mutants $(ARGS)
+
+test-containers: setup  ## The main path on containers; starts Docker Engine and builds images where it must; KEEP=1 leaves it running
+	-@$(BIN)/python -m infra.images up
+	@STALEPROOF_BACKEND=containers $(PYTEST) -q $(ON_CONTAINERS) $(ARGS); status=$$?; \
+	  $(if $(KEEP),,$(BIN)/python -m infra.images down &&) exit $$status
 
 faults: setup  ## Every fault of the table on real servers, the slow ones too; prints the seconds to convergence
 	@$(PYTEST) -q tests/faults $(ARGS)
@@ -56,8 +69,3 @@ up: setup  ## Start the local stack and leave it running; one that runs is asked
 
 down: $(VENV)/.ready  ## Stop the local stack
 	@$(BIN)/python -m infra.stack down
-
-lock: $(VENV)/.ready  ## Renew requirements.lock from pyproject.toml
-	@$(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --strip-extras --allow-unsafe --extra stack --extra testing --extra dev \
-	  -o requirements.lock pyproject.toml

@@ -105,26 +105,13 @@ class Slice:
                 coalesce((i for i in planned.invalidations if not had or i.cause is Cause.MASS_CHANGE), needed)
         if not names and not needed:
             return None
-        raises, changes, refreshes = [], [], []
-        layout = self._layout
-        for (view, key), invalidation in needed.items():
-            if key is None:
-                raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
-                continue
-            place, stripe = layout.place(key)
-            if place != shard:
-                continue
-            change = KeyChange(key, stripe, invalidation.position, invalidation.stamps)
-            if invalidation.value is None:
-                changes.append(change)
-            else:
-                refreshes.append(self._refresh(change, invalidation, invalidation.value))
+        parts = split(needed, shard, self._layout, self._views)
         return Batch(
             rows=tuple(RowStep(name, known.get(name, 0), self._row(self._rows[name])) for name in names),
             closings=tuple(Closing(scope, closed_from) for scope in self.closings),
-            raises=tuple(raises),
-            changes=tuple(changes),
-            refreshes=tuple(refreshes),
+            raises=tuple(parts.raises),
+            changes=tuple(parts.changes),
+            refreshes=tuple(parts.refreshes),
             beat=beat,
         )
 
@@ -139,14 +126,43 @@ class Slice:
             digest=self._views.digest,
         )
 
-    def _refresh(self, change: KeyChange, invalidation: Invalidation, value: bytes) -> KeyRefresh:
-        ttl_ms = self._views.views[invalidation.view].ttl_ms or 0
-        tail = encode_tail(
-            view=invalidation.view,
-            key=change.key,
-            seen=change.position + "".join(change.stamps),
-            payload=value,
-            as_of_ms=invalidation.as_of_ms,
-            expires_ms=invalidation.as_of_ms + ttl_ms if ttl_ms else 0,
-        )
-        return KeyRefresh(change, invalidation.view, tail, ttl_ms)
+
+class Parts(msgspec.Struct, gc=False):
+    """What one shard has to do for some changes. Raises are every shard's."""
+
+    raises: list[ScopeRaise]
+    changes: list[KeyChange]
+    refreshes: list[KeyRefresh]
+
+
+def split(needed: Changes, shard: int, layout: Layout, views: Views) -> Parts:
+    """The part of `shard`."""
+    raises: list[ScopeRaise] = []
+    changes: list[KeyChange] = []
+    refreshes: list[KeyRefresh] = []
+    for (view, key), invalidation in needed.items():
+        if key is None:
+            raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
+            continue
+        place, stripe = layout.place(key)
+        if place != shard:
+            continue
+        change = KeyChange(key, stripe, invalidation.position, invalidation.stamps)
+        if invalidation.value is None:
+            changes.append(change)
+        else:
+            refreshes.append(_refresh(change, invalidation, invalidation.value, views))
+    return Parts(raises, changes, refreshes)
+
+
+def _refresh(change: KeyChange, invalidation: Invalidation, value: bytes, views: Views) -> KeyRefresh:
+    ttl_ms = views.views[invalidation.view].ttl_ms or 0
+    tail = encode_tail(
+        view=invalidation.view,
+        key=change.key,
+        seen=change.position + "".join(change.stamps),
+        payload=value,
+        as_of_ms=invalidation.as_of_ms,
+        expires_ms=invalidation.as_of_ms + ttl_ms if ttl_ms else 0,
+    )
+    return KeyRefresh(change, invalidation.view, tail, ttl_ms)

@@ -31,11 +31,12 @@ from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, Transie
 from cdc.events import ChangeEvent, Offset, Op, Position, lsn_text
 from consumers import telemetry
 from consumers.failpoints import failpoint
-from consumers.kafka import Batch, Extent, Producer, partition_of, read_newest, read_sequences
+from consumers.kafka import Batch, Producer, partition_of, read_newest, read_sequences
 from consumers.kafka_admin import COMPACTED, KEPT, Admin, Topic
 from consumers.schema_watch import Fingerprints, SchemaWatch, altered
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings, SourceSettings
+from consumers.stream import Extent
 
 STATE_VERSION = 1
 

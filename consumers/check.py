@@ -128,4 +128,4 @@ def _kafka(settings: Settings, views: Views) -> list[Finding]:
 
 
 def _region(name: str, region: RegionSettings) -> list[Finding]:
-    return list(judge_redis(name, describe(redis_connection(region))))
+    return list(judge_redis(name, describe(redis_connection(region)), region))

@@ -6,6 +6,7 @@
 | 1 | `check`: something failed; `selfcheck`: doubts; `fence`: declined; a server is away, or an error for a person |
 | 2 | a setting, a view, an option or a precondition is wrong |
 | 3 | changes may have been lost |
+| 130 | `replay`: stopped before it was complete; the same command goes on |
 | 70 | a fault of staleproof itself |
 | 130, 143 | ended at once by a second SIGINT, SIGTERM |
 """
@@ -28,6 +29,7 @@ from consumers.settings import Settings, load_settings
 from invalidator.document import nearest
 
 INTERNAL_FAULT = 70
+STOPPED = 130
 
 app = typer.Typer(
     name="staleproof",
@@ -36,6 +38,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+replay = typer.Typer(
+    name="replay", help="Rebuild caches beside the live stream; no key ever moves back.", no_args_is_help=True
+)
+app.add_typer(replay)
 
 ConfigOption = Annotated[
     Path | None,
@@ -155,6 +162,145 @@ def selfcheck(
         good = command.run(settings, region, max_age_seconds=max_age_seconds, as_json=as_json)
     if not good:
         raise typer.Exit(1)
+
+
+@replay.command("database")
+def replay_database(
+    view: Annotated[list[str] | None, typer.Option("--view", help="This view; repeatable.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every view that has a `load`, or is refreshed.")] = False,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", help="Only this cache key; repeatable.", show_default=False)
+    ] = None,
+    keys_file: Annotated[
+        Path | None, typer.Option("--keys-file", help="Cache keys, one per line; - for stdin.", show_default=False)
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL over the columns of the view's load.", show_default=False)
+    ] = None,
+    warm_from: Annotated[
+        str | None, typer.Option("--warm-from", help="The keys that this region has cached.", show_default=False)
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option("--region", "--into", help="Fill this region; repeatable. [default: each]", show_default=False),
+    ] = None,
+    fence_first: Annotated[
+        bool, typer.Option("--fence-first", help="Make the view unreadable at once, then fill it.")
+    ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="In the end remove cached keys that the database does not have.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")] = False,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=32, help="Threads, a connection each.")] = 3,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Keys per read and snapshot.")] = 500,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.1, help="Keys per second at most.", show_default=False)
+    ] = None,
+    patience_seconds: Annotated[
+        float, typer.Option("--patience-seconds", min=0.0, help="How long to wait for a region that is away.")
+    ] = 60.0,
+    state: Annotated[
+        Path, typer.Option("--state", help="Where to note how far it is; a killed run goes on from there.")
+    ] = Path("staleproof-replay.json"),
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fill regions with the objects of the database, under the guard."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        for name in (*(region or ()), *([warm_from] if warm_from else [])):
+            check_region(settings, name)
+        from consumers import replay_database as command  # noqa: PLC0415
+        from consumers.replay_job import Aim  # noqa: PLC0415
+
+        aim = Aim(
+            views=tuple(view or ()),
+            everything=everything,
+            regions=tuple(dict.fromkeys(region or ())),
+            keys=(*(key or ()), *(command.read_keys(keys_file) if keys_file else ())),
+            where=where,
+            warm_from=warm_from,
+            fence_first=fence_first,
+            sweep=sweep,
+            dry_run=dry_run,
+            parallel=parallel,
+            batch=batch,
+            rate=rate,
+            patience_seconds=patience_seconds,
+        )
+        stop = threading.Event()
+        confirm = (lambda _: True) if yes else _confirmed
+        with stopped_by_signals(stop):
+            complete = command.run(settings, aim, stop, state=state, confirm=confirm, as_json=as_json)
+    if not complete:
+        raise typer.Exit(STOPPED if stop.is_set() else 1)
+
+
+@replay.command("kafka")
+def replay_kafka(
+    start: Annotated[
+        str,
+        typer.Option("--from", help="beginning, end, offset:N, time:ISO-8601 or ms, position:LSN. Inclusive."),
+    ],
+    end: Annotated[str, typer.Option("--to", help="As --from. Exclusive.")] = "end",
+    tables: Annotated[
+        list[str] | None, typer.Option("--table", help="Only this table; repeatable.", show_default=False)
+    ] = None,
+    views: Annotated[
+        list[str] | None, typer.Option("--view", help="Only this view; repeatable.", show_default=False)
+    ] = None,
+    keys: Annotated[
+        list[str] | None, typer.Option("--key", help="Only this cache key; repeatable.", show_default=False)
+    ] = None,
+    regions: Annotated[
+        list[str] | None,
+        typer.Option("--region", help="Only there; repeatable. [default: every region]", show_default=False),
+    ] = None,
+    topic: Annotated[str | None, typer.Option("--topic", help="Only this topic.", show_default=False)] = None,
+    partition: Annotated[
+        int | None, typer.Option("--partition", min=0, help="Only this partition of it.", show_default=False)
+    ] = None,
+    topic_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--topic-prefix", help="Read copies: PREFIX.schema.table. [default: source.name]", show_default=False
+        ),
+    ] = None,
+    allow_holes: Annotated[
+        bool, typer.Option("--allow-holes", help="Also where records of the range may be missing.")
+    ] = False,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="At most so many records per second.", show_default=False)
+    ] = None,
+    state: Annotated[Path, typer.Option("--state", help="Where a killed replay goes on from.")] = Path(
+        "staleproof-replay-kafka.json"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Apply a range of the captured topics once more: removes what its changes outdate. Safe beside live traffic."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        for region in regions or ():
+            check_region(settings, region)
+        from consumers import replay_kafka as command  # noqa: PLC0415
+
+        request = command.Request(
+            start=start, end=end, tables=tuple(tables or ()), views=tuple(views or ()), keys=tuple(keys or ()),
+            regions=tuple(sorted(set(regions or ()))), topic=topic, partition=partition, topic_prefix=topic_prefix,
+            allow_holes=allow_holes, records_per_second=rate, state=state, dry_run=dry_run, as_json=as_json,
+        )  # fmt: skip
+        stop = threading.Event()
+        with stopped_by_signals(stop):
+            complete = command.run(settings, request, stop)
+    if not complete:
+        go_on = "" if dry_run else f": {state} knows where; the same command again goes on"
+        typer.echo(f"staleproof: stopped before the end{go_on}", err=True)
+        raise typer.Exit(STOPPED)
 
 
 @app.command("version")

@@ -121,10 +121,13 @@ class TableFacts:
 
 
 @contextmanager
-def open_database(dsn: str, *, timeout_seconds: int) -> Iterator[Database]:
+def open_database(
+    dsn: str, *, timeout_seconds: int, statement_seconds: int | None = None, session: Mapping[str, str] | None = None
+) -> Iterator[Database]:
     """A read-only autocommit connection with deadlines. Raises ConfigError or TransientError in one sentence.
 
-    Also what a query inside the block raises becomes one of these.
+    Also what a query inside the block raises becomes one of these. A statement may take `statement_seconds`, else
+    `timeout_seconds`; `session`: settings by name.
     """
     parameters = _parameters(dsn)
     deadlines = {"connect_timeout": timeout_seconds, "tcp_user_timeout": timeout_seconds * 1_000}
@@ -136,8 +139,10 @@ def open_database(dsn: str, *, timeout_seconds: int) -> Iterator[Database]:
         raise _connect_error(place, error, parameters) from None  # its text may hold pieces of the dsn
     with connection:
         try:
-            connection.execute(f"SET statement_timeout = {timeout_seconds * 1_000:d}")
+            connection.execute(f"SET statement_timeout = {(statement_seconds or timeout_seconds) * 1_000:d}")
             connection.execute("SET default_transaction_read_only = on")
+            for name, value in (session or {}).items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
             yield connection
         except psycopg.errors.InsufficientPrivilege as error:
             message = f"{place} refuses a question: {_first_line(error)}: grant it to the dsn's user"

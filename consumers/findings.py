@@ -5,7 +5,7 @@ FAIL: something would be refused, or go stale or unseen. WARN: it works, but not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,9 +20,10 @@ from consumers.database import (
     quoted,
 )
 from consumers.kafka_facts import KafkaFacts
-from consumers.settings import Settings, SourceSettings
+from consumers.settings import RegionSettings, Settings, SourceSettings
 from invalidator.document import nearest
 from invalidator.redis_facts import RedisFacts
+from invalidator.redis_url import Topology
 from invalidator.views import Mode, Rule, View, Views
 
 OPERATIONS = ("insert", "update", "delete", "truncate")
@@ -291,9 +292,20 @@ def topics_of(settings: Settings, views: Views) -> tuple[str, ...]:
     return (settings.source.control_topic, *map(settings.source.topic, views.by_table))
 
 
-def judge_redis(region: str, redis: RedisFacts) -> Iterator[Finding]:
-    """Whether one region's Redis keeps what the guard stores."""
-    subject = f"region {region}"
+def judge_redis(region: str, servers: Sequence[RedisFacts], settings: RegionSettings) -> Iterator[Finding]:
+    """Whether one region's Redis keeps what the guard stores. `servers`: those that take writes."""
+    for redis in servers:
+        yield from _judge_server_of(region, redis, settings.topology)
+    subject, shards = f"region {region}", settings.shards
+    if settings.topology is Topology.CLUSTER and shards < 2 * len(servers):
+        alone = "one primary has" if shards == 1 else "some primaries may have"
+        text = f"shards is {shards} on {len(servers)} primaries, and a shard is one slot: {alone} all the work"
+        fix = f"regions.{region}.shards: {8 * len(servers)}  # before the first start: it starts cold under another"
+        yield _warn(subject, text, fix)
+
+
+def _judge_server_of(region: str, redis: RedisFacts, topology: Topology) -> Iterator[Finding]:
+    subject = f"region {region}" + (f", {redis.server}" if redis.server else "")
     least = OLDEST_REDIS[redis.product]
     if redis.version < least:
         text = f"{redis.product} {redis.version_text} has no functions: upgrade to {'.'.join(map(str, least))} or later"
@@ -302,9 +314,9 @@ def judge_redis(region: str, redis: RedisFacts) -> Iterator[Finding]:
         yield _ok(subject, f"{redis.product} {redis.version_text}, {redis.eviction_policy}")
     if redis.is_replica:
         yield _fail(subject, "is a replica, which takes no writes", f"regions.{region}.url: the primary's address")
-    if redis.is_cluster:
-        text = "runs in cluster mode, which this release does not speak"
-        yield _fail(subject, text, f"regions.{region}.url: a single Redis or Valkey")
+    if redis.is_cluster and topology is not Topology.CLUSTER:
+        text = f"is part of a cluster, and topology is {topology.value}"
+        yield _fail(subject, text, f"regions.{region}.topology: cluster")
     if redis.eviction_policy.startswith("allkeys"):
         text = f"maxmemory-policy {redis.eviction_policy} evicts fences: fills are refused until they are rebuilt"
         yield _warn(subject, text, "CONFIG SET maxmemory-policy noeviction")

@@ -317,7 +317,9 @@ class Worker:
             if applied.outcome is not Outcome.APPLIED:
                 self._move(applied.outcome)
             self._fault = ""  # what ends an outage is a write: a turn may have had nothing to write
-            self._next[shard].update(part.reached)
+            known = self._next[shard]
+            for name, offset in part.reached.items():
+                known[name] = max(offset, known.get(name, 0))  # a shard that started cold is ahead of the others
             self._count(submitted, applied)
             if part.closings:
                 self._show_scopes(shard)

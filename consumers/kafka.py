@@ -14,7 +14,6 @@ from struct import unpack_from
 from typing import Any
 
 import confluent_kafka
-import msgspec
 from confluent_kafka import OFFSET_END, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -22,7 +21,7 @@ from cdc.envelope import HEADER_NAME, decode_header
 from cdc.errors import BadRecord, FatalError, GapError, StaleproofError, TransientError
 from cdc.events import Offset
 from consumers.settings import KafkaSettings
-from consumers.stream import Partition, Place, Record
+from consumers.stream import Extent, Partition, Place, Record
 
 LARGEST_RECORD_BYTES = 16 << 20
 """Kafka's own default of 1 MiB is below one row with a large text; topics that we make allow this much."""
@@ -159,13 +158,6 @@ class Producer:
         """Give up what is not acknowledged, at once: whoever starts again sends it again."""
         self._producer.purge()
         self._producer.flush(1.0)
-
-
-class Extent(msgspec.Struct, frozen=True):
-    """What a partition holds: offsets from `begin` up to, not including, `end`."""
-
-    begin: Offset
-    end: Offset
 
 
 def read_sequences(settings: KafkaSettings, extents: Mapping[str, Sequence[Extent]]) -> dict[str, list[int]]:
@@ -336,7 +328,7 @@ class RecordStream:
     def assign(self, places: Mapping[Partition, Place]) -> None:
         """Read exactly these partitions, from these places."""
         parts = [_placed(partition, place) for partition, place in places.items()]
-        with _asking("us its partitions"):
+        with asking("us its partitions"):
             if not self._shared:
                 self._consumer.assign(parts)
                 self._owned = frozenset(places)
@@ -363,16 +355,16 @@ class RecordStream:
 
     def fetch(self, records_max: int, timeout_seconds: float) -> list[Record]:
         """Records that are there, or the first to come within the timeout. Raises TransientError, GapError."""
-        with _asking("what is new"):
+        with asking("what is new"):
             first = self._consumer.poll(timeout_seconds)  # consume() would wait for a full batch
             if first is None:
                 return []
             messages = (first, *self._consumer.consume(records_max - 1, 0))
-        return [_record(message) for message in messages if message.error() is None or _is_fault(message)]
+        return [record_of(message) for message in messages if message.error() is None or is_fault(message)]
 
     def bounds(self, partition: tuple[str, int]) -> tuple[int, int]:
         """First offset that exists and end offset. Raises TransientError."""
-        with _asking(f"bounds of {partition[0]}/{partition[1]}"):
+        with asking(f"bounds of {partition[0]}/{partition[1]}"):
             first, end = self._consumer.get_watermark_offsets(
                 TopicPartition(*partition), timeout=self._timeout_seconds, cached=False
             )
@@ -392,7 +384,7 @@ class RecordStream:
 
     def partitions(self, topics: Iterable[str]) -> list[tuple[str, int]]:
         """Partitions of those topics that exist. Raises TransientError."""
-        with _asking("the list of topics"):
+        with asking("the list of topics"):
             known = self._consumer.list_topics(timeout=self._timeout_seconds).topics
         return [
             (topic, partition) for topic in topics if topic in known for partition in sorted(known[topic].partitions)
@@ -401,7 +393,7 @@ class RecordStream:
     def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
         """Identity of those topics that exist, 32 hexadecimal digits. Raises TransientError."""
         found = {}
-        with _asking("the identities of topics"):
+        with asking("the identities of topics"):
             asked = self._admin.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_seconds)
             for topic, future in asked.items():
                 try:
@@ -418,7 +410,7 @@ class RecordStream:
         """Tell Kafka, for lag displays only: nothing waits for it, and nothing depends on it."""
         if offsets:
             parts = [TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-            with _asking("a commit for lag displays"):
+            with asking("a commit for lag displays"):
                 self._consumer.commit(offsets=parts, asynchronous=True)
 
     def close(self) -> None:
@@ -426,7 +418,7 @@ class RecordStream:
         self._consumer.close()
 
 
-def _is_fault(message: Any) -> bool:
+def is_fault(message: Any) -> bool:
     """False where a topic that we asked for does not exist, yet or any more: the rows are compared for what it held.
 
     Raises what any other error means.
@@ -446,7 +438,8 @@ def _placed(partition: Partition, place: Place) -> TopicPartition:
     return TopicPartition(*partition, place.offset, leader_epoch=place.leader_epoch)
 
 
-def _record(message: Any) -> Record:
+def record_of(message: Any) -> Record:
+    """The message as ours."""
     leader_epoch = message.leader_epoch()
     return Record(  # by place: faster than by name, and this runs once per record
         message.topic(),
@@ -467,7 +460,8 @@ def _header(headers: list[tuple[str, bytes]] | None) -> bytes | None:
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[None]:
+def asking(what: str) -> Iterator[None]:
+    """What the client raises becomes TransientError, or FatalError where only a person can mend it."""
     try:
         yield
     except KafkaException as error:

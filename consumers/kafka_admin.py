@@ -20,13 +20,13 @@ from kafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
-from kafka.protocol.consumer import OffsetForLeaderEpochRequest
+from kafka.protocol.consumer import IsolationLevel, OffsetForLeaderEpochRequest
 
 from cdc.errors import ConfigError, TransientError
 from cdc.events import Offset
-from consumers.kafka import LARGEST_RECORD_BYTES, Extent
+from consumers.kafka import LARGEST_RECORD_BYTES
 from consumers.settings import KafkaSettings
-from consumers.stream import Partition
+from consumers.stream import Extent, Partition
 
 _SEVEN_DAYS_MS = 7 * 24 * 3600 * 1000
 
@@ -84,11 +84,13 @@ class Admin:
             existing = set(self._client.list_topics())
         return [name for name in topics if name not in existing]
 
-    def extents(self, topics: Sequence[str]) -> dict[str, list[Extent]]:
-        """What each partition holds now; list index = partition."""
+    def extents(self, topics: Sequence[str], *, committed: bool = False) -> dict[str, list[Extent]]:
+        """What each partition holds now; list index = partition. `committed`: up to the first open transaction."""
         counts = {name: len(topic["partitions"]) for name, topic in self._described(topics).items()}
         places = [TopicPartition(name, p) for name, count in counts.items() for p in range(count)]
-        begins, ends = (self._offsets(places, spec) for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST))
+        begins = self._offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        ends = self._offsets(dict.fromkeys(places, OffsetSpec.LATEST), level)
         return {
             name: [
                 Extent(Offset(begins[place].offset), Offset(ends[place].offset))
@@ -96,6 +98,14 @@ class Admin:
             ]
             for name, count in counts.items()
         }
+
+    def at_time(self, partitions: Sequence[Partition], time_ms: int) -> dict[Partition, Offset]:
+        """The first record of each partition that Kafka stamped at or after that time; none where there is none.
+
+        Capture's clock gave the stamps, milliseconds since 1970.
+        """
+        found = self._offsets({TopicPartition(*partition): time_ms for partition in partitions})
+        return {(tp.topic, tp.partition): Offset(place.offset) for tp, place in found.items() if place.offset >= 0}
 
     def topic_ids(self, topics: Sequence[str]) -> dict[str, str]:
         """Each topic's identity, which a topic of the same name made later does not have."""
@@ -164,9 +174,11 @@ class Admin:
             raise TransientError(f"topic {absent[0]} is not there, or has no leader yet")
         return described
 
-    def _offsets(self, places: Sequence[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, Any]:
+    def _offsets(
+        self, asked: Mapping[TopicPartition, int], level: IsolationLevel = IsolationLevel.READ_UNCOMMITTED
+    ) -> dict[TopicPartition, Any]:
         with self._failures("cannot read offsets"):
-            found: dict[TopicPartition, Any] = self._client.list_partition_offsets(dict.fromkeys(places, spec))
+            found: dict[TopicPartition, Any] = self._client.list_partition_offsets(asked, level)
             return found
 
     @contextmanager

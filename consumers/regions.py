@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from cdc.errors import ConfigError
 from consumers.settings import RegionSettings, Settings
 from invalidator.layout import Layout
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from invalidator.views import Views, load_views
 
 
@@ -30,10 +33,17 @@ def redis_connection(region: RegionSettings) -> Connection:
     def text(path: Path | None) -> str | None:
         return None if path is None else str(path)
 
+    def shown(secret: SecretStr | None) -> str | None:
+        return None if secret is None else secret.get_secret_value()
+
     return Connection(
         url=region.url.get_secret_value(),
+        topology=region.topology,
+        sentinel_master=region.sentinel_master or "",
+        sentinel_username=region.sentinel_username,
+        sentinel_password=shown(region.sentinel_password),
         username=region.username,
-        password=None if region.password is None else region.password.get_secret_value(),
+        password=shown(region.password),
         tls_ca=text(region.tls_ca_location),
         tls_certificate=text(region.tls_certificate_location),
         tls_key=text(region.tls_key_location),

@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 
 from cdc.errors import ConfigError
 from invalidator.document import Document, YamlPath, nearest, parse_document, path_text
+from invalidator.redis_url import Topology, single_urls
 
 DEFAULT_PATH = Path("staleproof.yaml")
 PATH_VARIABLE = "STALEPROOF_CONFIG"
@@ -122,9 +123,16 @@ class KafkaSettings(Section):
 
 
 class RegionSettings(Section):
-    """One region's Redis. `prefix` keeps its keys apart from other applications'."""
+    """One region's Redis. `prefix` keeps its keys apart from other applications'.
+
+    `url` names the server; by `host:port,host:port` some nodes of a Cluster, or the Sentinels of `sentinel_master`.
+    """
 
     url: SecretStr
+    topology: Topology = Topology.SINGLE
+    sentinel_master: Annotated[str, StringConstraints(min_length=1)] | None = None
+    sentinel_username: str | None = None
+    sentinel_password: SecretStr | None = None
     username: str | None = None
     password: SecretStr | None = None
     tls_ca_location: ExistingFile | None = None
@@ -140,17 +148,38 @@ class RegionSettings(Section):
     def _url_names_a_redis(cls, url: SecretStr) -> SecretStr:
         # Never quotes the URL, not even a piece: with an unescaped / or @ the "host" is a piece of the password.
         try:
-            parts = urlsplit(url.get_secret_value())
-            known = parts.scheme in ("redis", "rediss", "unix")
-            whole = bool(parts.path if parts.scheme == "unix" else parts.hostname) and parts.port != 0
+            good = all(map(_names_a_redis, single_urls(url.get_secret_value())))
         except ValueError:
-            known = whole = False
-        if not known or not whole:
+            good = False
+        if not good:
             raise ValueError(
                 "is not a Redis URL: write redis://host:6379/0, rediss:// for TLS or unix:///path, "
                 "and percent-encode special characters of a password"
             )
         return url
+
+    @model_validator(mode="after")
+    def _topology_is_whole(self) -> RegionSettings:
+        url, topology = self.url.get_secret_value(), self.topology
+        sentinel = (self.sentinel_master, self.sentinel_username, self.sentinel_password)
+        if topology is Topology.SINGLE and len(single_urls(url)) > 1:
+            raise ValueError("url names several servers: set topology to cluster or sentinel, or name one")
+        if topology is not Topology.SINGLE and url.startswith("unix:"):
+            raise ValueError(f"topology {topology.value} is reached over the network: write redis:// or rediss://")
+        if topology is Topology.SENTINEL and self.sentinel_master is None:
+            raise ValueError("topology sentinel needs the primary's name: add sentinel_master")
+        if topology is not Topology.SENTINEL and any(value is not None for value in sentinel):
+            raise ValueError("sentinel_* has no effect: set topology: sentinel, or remove them")
+        if topology is Topology.CLUSTER and urlsplit(url).path.strip("/") not in ("", "0"):
+            raise ValueError("a cluster has database 0 only: end url with /0, and use prefix to keep keys apart")
+        return self
+
+
+def _names_a_redis(url: str) -> bool:
+    """Raises ValueError too."""
+    parts = urlsplit(url)
+    whole = bool(parts.path if parts.scheme == "unix" else parts.hostname) and parts.port != 0
+    return whole and parts.scheme in ("redis", "rediss", "unix")
 
 
 class CaptureSettings(Section):
@@ -186,7 +215,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _regions_do_not_share_keys(self) -> Settings:
-        places = [(region.url.get_secret_value(), region.prefix) for region in self.regions.values()]
+        places = [(r.url.get_secret_value(), r.sentinel_master, r.prefix) for r in self.regions.values()]
         if len(set(places)) != len(places):
             raise ValueError("two regions have the same url and prefix: give each region its own Redis or prefix")
         return self
@@ -367,6 +396,7 @@ _SHOWABLE = frozenset(
         "int_parsing",
         "int_type",
         "int_from_float",
+        "enum",
         "literal_error",
         "string_pattern_mismatch",
         "greater_than_equal",

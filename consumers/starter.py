@@ -52,6 +52,9 @@ regions:                               # one Redis (7.0 or later) or Valkey (7.2
     # username: staleproof
     # password_file: redis.password
     # tls_ca_location: ca.pem
+    # topology: sentinel               # or cluster; url may name several servers: redis://a:26379,b:26379
+    # sentinel_master: mymaster        # the primary's name at its Sentinels
+    # shards: 1                        # 24 for a cluster of three primaries: each shard lies on one
     # prefix: sp                       # keeps our keys apart from other applications'
     # timeout_ms: 1000
 

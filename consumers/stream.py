@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from cdc.events import Offset
+
 Partition = tuple[str, int]
 
 
@@ -30,6 +32,13 @@ class Place(msgspec.Struct, frozen=True):
 
     offset: int
     leader_epoch: int = -1
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """What a partition holds, or what of it is meant: offsets from `begin` up to, not including, `end`."""
+
+    begin: Offset
+    end: Offset
 
 
 class Stream(Protocol):

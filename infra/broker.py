@@ -17,6 +17,10 @@ from infra.processes import NotReady, Server, StackError
 VERSION: Final = "4.3.1"
 HEAP_MB: Final = 320
 
+# The serial collector: with a heap this small the others only cost threads and start time. The first compiler only:
+# the second one takes more than a processor for the first minute, which is longer than most of our brokers live.
+JAVA_OPTIONS: Final = ("-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", "-XX:TieredStopAtLevel=1")
+
 # infra/compose.yaml repeats these; tests/unit/infra/test_compose.py keeps the two equal.
 SETTINGS: Final[Mapping[str, str]] = {
     "process.roles": "broker,controller",
@@ -90,10 +94,7 @@ def java_command(*, java: Path, libs: Path, directory: Path, options: tuple[str,
 
 def broker_command(*, java: Path, libs: Path, directory: Path) -> tuple[str, ...]:
     """Return the broker's command line."""
-    # The serial collector: with a heap this small the others only cost threads and start time. The first compiler only:
-    # the second one takes more than a processor for the first minute, which is longer than most of our brokers live.
-    heap = (f"-Xms{HEAP_MB}m", f"-Xmx{HEAP_MB}m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
-    options = (*heap, "-XX:TieredStopAtLevel=1")
+    options = (f"-Xms{HEAP_MB}m", f"-Xmx{HEAP_MB}m", *JAVA_OPTIONS)
     start = java_command(java=java, libs=libs, directory=directory, options=options)
     return (*start, "kafka.Kafka", str(directory / "server.properties"))
 

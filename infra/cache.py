@@ -1,7 +1,7 @@
 """The local caches: one Redis (or Valkey) server per region, and how it is asked."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -60,6 +60,14 @@ def server(*, program: Path, region: str, directory: Path, log: Path, port: int,
         ask=lambda: ask(port),
         stop_signal=signal.SIGTERM,
     )
+
+
+def told(question: Callable[[], bool]) -> bool:
+    """The answer to a question to servers, or no while one of them cannot say."""
+    try:
+        return question()
+    except RedisError:
+        return False
 
 
 def ask(port: int) -> None:

@@ -16,13 +16,13 @@ import msgspec
 import psycopg
 
 from cdc.errors import ConfigError
-from consumers.regions import open_region, redis_connection
+from consumers.regions import open_region
 from consumers.settings import Settings
 from infra.table_counts import TableCounts
 from infra.value_diff import differences
 from infra.waiting import ASK_AGAIN_SECONDS
 from invalidator.reader import CacheReader
-from invalidator.region import Region, connect
+from invalidator.region import Region
 from invalidator.views import Rule, View, Views, key_parts
 
 Loader = Callable[[Any, Any], object]
@@ -280,14 +280,11 @@ class Freshness:
 
     def _entries(self, region: str) -> Iterator[_Name]:
         """Every entry that lies there, readable or not."""
-        known = self._settings.regions[region]
-        with connect(redis_connection(known)) as client:
-            for raw in client.scan_iter(match=f"{{{known.prefix}:*}}:e:*", count=1_000):
-                text = raw.decode().partition(":e:")[2]
-                views = self._views.views.values()
-                view = next((v.name for v in views if key_parts(v.key, text) is not None), None)
-                if view is not None:
-                    yield view, text
+        for text in open_region(self._settings, region).keys(""):
+            views = self._views.views.values()
+            view = next((v.name for v in views if key_parts(v.key, text) is not None), None)
+            if view is not None:
+                yield view, text
 
     def _key(self, name: _Name) -> object:
         """The key to ask by: the object that a reader was asked by, else the parts as text."""

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,15 +72,21 @@ os.register_at_fork(after_in_child=_close_in_forks)
 
 
 class Warden:
-    """The pipe to a running warden (infra/warden.py)."""
+    """The pipe to a running warden (infra/warden.py, or another program that waits for the pipe's end)."""
 
-    def __init__(self, *, log: Path, hold: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        log: Path,
+        hold: Collection[int] = (),
+        program: Sequence[str] = (sys.executable, "-I", "-S", warden.__file__),
+    ) -> None:
         """Start a warden; the descriptors in `hold` stay open until it has finished (the stack's lock)."""
         read_end, self._write_end = os.pipe()
         try:
             with log.open("ab") as sink:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", warden.__file__],
+                    list(program),
                     stdin=read_end,
                     stdout=sink,
                     stderr=sink,

@@ -31,7 +31,7 @@ class ServerHandle(Protocol):
         """Freeze it: connections stay open and nothing answers."""
 
     def resume(self) -> None:
-        """Let a paused one go on."""
+        """Let a paused one go on; one that is not paused is left alone."""
 
     def restart(self) -> None:
         """`stop`, then `start`."""

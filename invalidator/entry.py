@@ -51,13 +51,34 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     payload: bytes
 
 
+class TailEncoder:
+    """Writes everything after the generations, of entries that come from one read and belong to one view.
+
+    `seen` is the read's proof. Raises ValueError when a part is too long for its length field.
+    """
+
+    def __init__(self, *, view: str, seen: str, as_of_ms: int, expires_ms: int = 0) -> None:
+        view_bytes = view.encode()
+        _check_length(seen, view_bytes)
+        self._head = f"{as_of_ms:012x}{expires_ms:012x}{len(seen):04x}{len(view_bytes):04x}".encode()
+        self._seen_and_view = seen.encode() + view_bytes
+
+    def encode(self, key: str, payload: bytes) -> bytes:
+        """The tail of one entry."""
+        key_bytes = key.encode()
+        if len(key_bytes) > SEEN_BYTES_MAX:
+            _check_length(key_bytes)
+        return b"%s%04x%s%s%s" % (self._head, len(key_bytes), self._seen_and_view, key_bytes, payload)
+
+
 def encode_tail(*, view: str, key: str, seen: str, payload: bytes, as_of_ms: int, expires_ms: int = 0) -> bytes:
-    """Everything after the generations. Raises ValueError when a part is too long for its length field."""
-    view_bytes, key_bytes = view.encode(), key.encode()
-    if max(len(seen), len(view_bytes), len(key_bytes)) > SEEN_BYTES_MAX:
+    """The tail of a single entry; as `TailEncoder`."""
+    return TailEncoder(view=view, seen=seen, as_of_ms=as_of_ms, expires_ms=expires_ms).encode(key, payload)
+
+
+def _check_length(*parts: str | bytes) -> None:
+    if max(map(len, parts)) > SEEN_BYTES_MAX:
         raise ValueError("an entry's proof, view and key have at most 65,535 bytes each")
-    head = f"{as_of_ms:012x}{expires_ms:012x}{len(seen):04x}{len(view_bytes):04x}{len(key_bytes):04x}{seen}"
-    return head.encode() + view_bytes + key_bytes + payload
 
 
 def lead(kind: Kind, content: Content, encoding: str = "j") -> str:

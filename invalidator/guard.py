@@ -104,7 +104,10 @@ class Closing(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Records of one shard, planned and coalesced: at most one change per key."""
+    """Records of one shard, planned and coalesced: at most one change per key.
+
+    Without rows it is a replay: nothing is learnt from it, as whoever moves the rows merges its changes, or has.
+    """
 
     rows: tuple[RowStep, ...]
     closings: tuple[Closing, ...] = ()
@@ -283,15 +286,17 @@ def apply(shard: Shard, batch: Batch) -> tuple[Outcome, int, int, int, int]:
     for change in batch.changes:
         data = shard.entries.get(change.key)
         if data is not None:
-            if _stays(data, change, shard.epoch):
+            if _stays(data, change, shard.epoch) or (not batch.rows and _shows(data, change)):
                 counts["kept"] += 1
             else:
                 del shard.entries[change.key]
                 counts["unlinked"] += 1
     for refresh in batch.refreshes:
-        what = _refresh(shard, refresh, fences[refresh.change.stripe])
+        what = _refresh(shard, refresh, fences[refresh.change.stripe], replay=not batch.rows)
         if what:
             counts[what] += 1
+    if not batch.rows:
+        return Outcome.APPLIED, counts["unlinked"], counts["kept"], counts["written"], restored
     for change in changes:
         if change.position[:8] == shard.epoch:
             fences[change.stripe] = merge(fences[change.stripe], change.position, change.stamps, batch.beat)
@@ -546,7 +551,13 @@ def _outdates(seen: str, data: bytes) -> bool:
     return shown[0] == "p" and seen[:1] != "g" and shown[17:33] <= seen[1:17]
 
 
-def _refresh(shard: Shard, refresh: KeyRefresh, fence: Fence) -> str:
+def _shows(data: bytes, change: KeyChange) -> bool:
+    """Whether an event wrote the entry, and not an older one."""
+    seen = _proof(data) if data[1:2] == b"e" else None
+    return bool(seen and seen[:POSITION_WIDTH] >= change.position)
+
+
+def _refresh(shard: Shard, refresh: KeyRefresh, fence: Fence, *, replay: bool) -> str:
     change, epoch = refresh.change, shard.epoch
     region, view = shard.scope(REGION_SCOPE), shard.scope(view_scope(refresh.view))
     data = shard.entries.get(change.key)
@@ -556,11 +567,12 @@ def _refresh(shard: Shard, refresh: KeyRefresh, fence: Fence) -> str:
                 return "kept"
             del shard.entries[change.key]
             return "unlinked"
-        shown = _proof(data)
-        if shown and shown[:POSITION_WIDTH] >= change.position:
+        if _shows(data, change):
             return "kept"
     fences = [scope.fence for scope in (region, view) if scope is not None and scope.fence is not None]
     allowed = len(fences) == 2 and change.position[:8] == epoch
+    if replay:  # what the fence has not met yet, it would not remember
+        allowed = allowed and change.position == fence.position
     if allowed and all(change.position >= known.position for known in (*fences, fence)):
         assert region is not None
         assert view is not None

@@ -43,7 +43,7 @@ FAULTS = (
     Fault("READONLY", Remedy.RECONNECT, "this node is a replica now"),
     Fault("MASTERDOWN", Remedy.RECONNECT, "this replica has lost its primary"),
     Fault("CLUSTERDOWN", Remedy.RECONNECT, "the cluster has no majority or not all slots"),
-    Fault("MOVED", Remedy.RECONNECT, "the slot lives on another node; a cluster needs one url per region that routes"),
+    Fault("MOVED", Remedy.RECONNECT, "the slot lives on another node; of a cluster, set topology: cluster"),
     Fault("ASK", Remedy.RECONNECT, "the slot is being moved to another node"),
     Fault("UNBLOCKED", Remedy.RECONNECT, "the node's role changed"),
     Fault("NOAUTH", Remedy.STOP, "set the region's username and password"),
@@ -59,6 +59,7 @@ UNANSWERED = Fault(
     "UNANSWERED", Remedy.RETRY, "redis does not answer in time; what was sent may still run, and is safe"
 )
 UNREACHABLE = Fault("UNREACHABLE", Remedy.RECONNECT, "redis cannot be reached")
+NO_CLUSTER = Fault("NOCLUSTER", Remedy.STOP, "set the region's topology: single, or name nodes of a cluster")
 UNKNOWN = Fault("UNKNOWN", Remedy.STOP, "please report this")
 
 
@@ -66,6 +67,8 @@ def judge(text: str) -> Fault:
     """The fault behind an error reply. One of a script is wrapped in the server's own words; the code inside counts."""
     if "Function not found" in text:
         return LIBRARY_MISSING
+    if "cluster support disabled" in text:
+        return NO_CLUSTER
     words = text.replace("'", " ").replace(":", " ").split()
     first = words[0].removeprefix("-") if words else ""
     for fault in FAULTS:

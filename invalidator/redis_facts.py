@@ -1,6 +1,6 @@
 """What a region's Redis says about itself, before anything is stored there. Door: redis, beside region.py.
 
-Asks INFO and FUNCTION LIST only, both of which managed services allow; CONFIG they often refuse.
+Asks INFO, FUNCTION LIST and, of a Cluster, CLUSTER SLOTS only, which managed services allow; CONFIG they often refuse.
 """
 
 from __future__ import annotations
@@ -8,14 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import redis
+from redis.sentinel import MasterNotFoundError
 
 from cdc.errors import ConfigError, TransientError
-from invalidator.region import Connection, connect
+from invalidator.node import Node
+from invalidator.nodes import Connection, Nodes, connect
+from invalidator.redis_errors import NO_CLUSTER, judge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedisFacts:
-    """One server. `product` is `redis` or `valkey`, `refusal` why functions cannot be used here, if so."""
+    """One server. `product` is `redis` or `valkey`, `refusal` why functions cannot be used here, if so.
+
+    `server` tells it from the others of its region: host and port where there are several, else nothing.
+    """
 
     product: str
     version: tuple[int, ...]
@@ -24,6 +30,7 @@ class RedisFacts:
     is_replica: bool
     is_cluster: bool
     refusal: str | None
+    server: str = ""
 
     @property
     def version_text(self) -> str:
@@ -31,12 +38,12 @@ class RedisFacts:
         return ".".join(map(str, self.version))
 
 
-def describe(options: Connection) -> RedisFacts:
-    """Ask one server. Raises ConfigError when it refuses us, TransientError when it does not answer."""
-    client = _client(options)
+def describe(options: Connection) -> list[RedisFacts]:
+    """Ask every server that takes writes. Raises ConfigError when one refuses us, TransientError when it is silent."""
+    nodes = _nodes(options)
     try:
-        info = client.info("server", "memory", "replication", "cluster")
-        refusal = _refusal(client)
+        primaries = nodes.primaries()
+        return [_describe(node, named=len(primaries) > 1) for node in primaries]
     except (
         redis.AuthenticationError,
         redis.exceptions.NoPermissionError,
@@ -49,22 +56,32 @@ def describe(options: Connection) -> RedisFacts:
         raise TransientError(
             f"Redis did not answer within {options.timeout_seconds:g} s: start it, or correct url or timeout_ms"
         ) from None
+    except MasterNotFoundError:
+        raise TransientError(
+            f"no Sentinel of url knows a primary {options.sentinel_master}: correct url or sentinel_master"
+        ) from None
     except (redis.ConnectionError, OSError) as error:
         raise TransientError(f"Redis cannot be reached ({_reason(error)}): start it, or correct url") from None
     except redis.RedisError as error:
+        if judge(str(error)) is NO_CLUSTER:
+            raise ConfigError(f"Redis is not part of a cluster: {NO_CLUSTER.hint}") from None
         raise TransientError(f"Redis answers with an error ({type(error).__name__}): look at its log") from None
-    finally:
-        client.close()
-    return _facts(info, refusal)
 
 
-def _client(options: Connection) -> redis.Redis:
+def _nodes(options: Connection) -> Nodes:
     try:
         return connect(options)
     except (ValueError, TypeError, redis.RedisError, OSError):
         raise ConfigError(
             "url or the TLS files cannot be used: write redis://host:6379/0 or rediss://, PEM files"
         ) from None
+
+
+def _describe(node: Node, *, named: bool) -> RedisFacts:
+    with node.client as client:
+        info = client.info("server", "memory", "replication", "cluster")
+        place = client.connection_pool.connection_kwargs
+        return _facts(info, _refusal(client), f"{place['host']}:{place['port']}" if named else "")
 
 
 def _refusal(client: redis.Redis) -> str | None:
@@ -77,7 +94,7 @@ def _refusal(client: redis.Redis) -> str | None:
     return None
 
 
-def _facts(info: dict[str, object], refusal: str | None) -> RedisFacts:
+def _facts(info: dict[str, object], refusal: str | None, server: str) -> RedisFacts:
     valkey = info.get("valkey_version")
     version = str(valkey or info.get("redis_version", "0"))
     return RedisFacts(
@@ -88,6 +105,7 @@ def _facts(info: dict[str, object], refusal: str | None) -> RedisFacts:
         is_replica=info.get("role") == "slave",
         is_cluster=str(info.get("cluster_enabled", 0)) == "1",
         refusal=refusal,
+        server=server,
     )
 
 

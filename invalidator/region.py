@@ -1,7 +1,7 @@
 """One region's Redis: the door to it. In flow the guard's requests, out flow Outcomes; the scripts decide.
 
 Every reply is looked at. What may pass by itself is a RegionFault (a TransientError), what a person must mend a
-FatalError; a missing function library is loaded and the same request sent again, once. `redis_errors.py` has the table.
+FatalError; `redis_errors.py` has the table. Which server a request goes to is the business of `nodes.py`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import msgspec
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from cdc.errors import FatalError, TransientError
 from invalidator.guard import Batch, Close, Closing, ControlStep, Fill, KeyChange, Outcome, Pass
 from invalidator.layout import FORMAT, Layout, Row, offset_text
+from invalidator.node import Node
+from invalidator.nodes import Nodes
 from invalidator.redis_errors import UNANSWERED, UNKNOWN, UNREACHABLE, Fault, Remedy, judge
-
-LIBRARY = "staleproof1"
 
 
 class RegionFault(TransientError):
@@ -75,58 +71,32 @@ class Found(msgspec.Struct, frozen=True):
     entry: bytes | None = None
 
 
-class Connection(msgspec.Struct, frozen=True, kw_only=True):
-    """How a region's Redis is reached. The URL may carry user and password; TLS is `rediss://`."""
-
-    url: str
-    username: str | None = None
-    password: str | None = None
-    tls_ca: str | None = None
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    timeout_seconds: float = 1.0
-
-
-def connect(options: Connection) -> redis.Redis:
-    """A client with deadlines and without retries of its own: a repeated script is ours to decide."""
-    extra: dict[str, Any] = {"username": options.username, "password": options.password}
-    if options.url.startswith("rediss://"):
-        extra["ssl_ca_certs"] = options.tls_ca
-        extra["ssl_certfile"], extra["ssl_keyfile"] = options.tls_certificate, options.tls_key
-    return redis.Redis.from_url(
-        options.url,
-        socket_timeout=options.timeout_seconds,
-        socket_connect_timeout=options.timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-        **{name: value for name, value in extra.items() if value is not None},
-    )
-
-
 class Region:
     """The guard's scripts on one region. `name` appears in errors only."""
 
-    def __init__(self, name: str, client: redis.Redis, layout: Layout) -> None:
+    def __init__(self, name: str, nodes: Nodes, layout: Layout) -> None:
         self.name = name
         self.layout = layout
-        self._client = client
-        self._line: Any = None  # the connection on which batches are sent ahead of their replies
-        self._unanswered = 0
+        self._nodes = nodes
+        self._talking: set[Node] = set()  # on whose lines replies are due
 
     def prepare(self) -> None:
-        """Load the function library unless exactly this one is there."""
-        loaded = self._call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")
-        if library().encode() not in _flat(loaded):
-            self._call("FUNCTION", "LOAD", "REPLACE", library())
+        """Load the function library wherever exactly this one is not there."""
+        for node in self._servers():
+            with self._judging():
+                node.load()
 
     def header(self, shard: int) -> dict[str, str]:
         """The shard's header; empty when the shard is not there."""
-        reply = self._call("HGETALL", self.layout.header_key(shard))
+        name = self.layout.header_key(shard)
+        reply = self._call(name, "HGETALL", name)
         pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
         return {name.decode(): value.decode() for name, value in pairs}
 
     def fence_count(self, shard: int) -> int:
         """How many fences the shard keeps, the one for all other stripes included; 0 when the hash is gone."""
-        return int(self._call("HLEN", self.layout.fences_key(shard)))
+        name = self.layout.fences_key(shard)
+        return int(self._call(name, "HLEN", name))
 
     def is_full(self) -> bool | None:
         """Whether fills are refused for want of memory. Our other scripts run all the same, so none of them tells.
@@ -134,14 +104,11 @@ class Region:
         None where our user may not ask (INFO).
         """
         try:
-            info: dict[str, Any] = self._call("INFO", "memory")
+            return any(map(self._refuses_fills, self._servers()))
         except FatalError as error:
             if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
                 return None
             raise
-        counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
-        makes_room = info["maxmemory_policy"].startswith("allkeys")
-        return bool(0 < info["maxmemory"] < counted and not makes_room)
 
     def apply(self, shard: int, batch: Batch) -> Applied:
         """Apply one batch atomically. Safe to repeat: rows are compared first."""
@@ -165,19 +132,15 @@ class Region:
         names = [c.key for c in batch.changes] + [r.change.key for r in batch.refreshes]
         keys = self._keys(shard, names)
         with self._judging():
-            if self._line is None:
-                self._line = self._client.connection_pool.get_connection()
-            self._line.send_packed_command(self._line.pack_command("FCALL", "sp1_apply", len(keys), *keys, *args))
-            self._unanswered += 1
-        return Submitted(self, batch)
+            node = self._nodes.serving(keys[0])
+            self._talking.add(node)
+            node.send("FCALL", "sp1_apply", len(keys), *keys, *args)
+        return Submitted(self, node, batch)
 
     def abandon(self) -> None:
         """Give up replies that were not asked for: whether those batches were applied, the rows tell."""
-        line, self._line = self._line, None
-        self._unanswered = 0
-        if line is not None:
-            line.disconnect()
-            self._client.connection_pool.release(line)
+        while self._talking:
+            self._talking.pop().hang_up()
 
     def cold(
         self, shard: int, offset: int, views: Sequence[tuple[str, str]], rows: Sequence[tuple[str, Row]]
@@ -217,53 +180,93 @@ class Region:
 
     def fill(self, shard: int, request: Fill) -> Filled:
         """Offer a value that was read from the database."""
-        args: list[str | bytes | int] = [FORMAT, request.history, request.view, request.digest, request.stripe]
-        args += [request.lead, request.tail, request.ttl_ms]
-        reply = self._function("sp1_fill", self._keys(shard, [request.key]), args)
-        return Filled(Outcome(reply[0].decode()), reply[1].decode() if len(reply) > 1 else "")
+        return self.fill_many(shard, [request])[0]
+
+    def fill_many(self, shard: int, requests: Sequence[Fill]) -> list[Filled]:
+        """Offer values of one view, in one script: each is judged by itself. One answer per request.
+
+        Raises ValueError for requests of more than one view, definition, history or lifetime.
+        """
+        first = requests[0]
+        history, view, digest, ttl_ms = first.history, first.view, first.digest, first.ttl_ms
+        args: list[str | bytes | int] = [FORMAT, history, view, digest, ttl_ms]
+        for other in requests:
+            if other.view != view or other.digest != digest or other.history != history or other.ttl_ms != ttl_ms:
+                raise ValueError("fills of one script are of one view, definition, history and lifetime")
+            args += (other.stripe, other.lead, other.tail)
+        reply = self._function("sp1_fill", self._keys(shard, [request.key for request in requests]), args)
+        if reply[0] == b"COLD":
+            return [_FILLED[b"COLD"]] * len(requests)
+        return [_FILLED[text] for text in reply]
 
     def read(self, shard: int, key: str, view: str, digest: str) -> Found:
         """The entry under `key`, if it may be served."""
-        keys = [self.layout.header_key(shard), self.layout.entry_key(shard, key)]
-        reply = self._function("sp1_read", keys, [FORMAT, view, digest], read_only=True)
-        return Found(reply[0].decode(), reply[1].decode(), *reply[2:3])
+        status, watermark, entries = self.read_many(shard, [key], view, digest)
+        if status == "OPEN":
+            status = "MISS" if entries[0] is None else "HIT"
+        return Found(status, watermark, entries[0])
+
+    def read_many(self, shard: int, keys: Sequence[str], view: str, digest: str) -> tuple[str, str, list[bytes | None]]:
+        """OPEN, CLOSED or COLD; the watermark as stored; per key its entry where that may be served."""
+        names = [self.layout.header_key(shard), *(self.layout.entry_key(shard, key) for key in keys)]
+        status, watermark, *found = self._function("sp1_read", names, [FORMAT, view, digest], read_only=True)
+        return status.decode(), watermark.decode(), [*found, *[None] * (len(keys) - len(found))]
+
+    def keys(self, start: str) -> Iterator[str]:
+        """Every cache key that begins with `start` and has an entry, readable or not; one may come more than once."""
+        head = f"{{{self.layout.prefix}:"
+        with self._judging():
+            for node in self._nodes.primaries():
+                for name in node.client.scan_iter(match=f"{head}*}}:e:{start}*", count=1_000):
+                    shard, _, key = name.decode("utf-8", "replace").removeprefix(head).partition("}:e:")
+                    if shard.isdecimal():
+                        yield key
 
     def unlink(self, shard: int, keys: Sequence[str]) -> int:
         """Remove entries; always safe."""
-        return int(self._call("UNLINK", *(self.layout.entry_key(shard, key) for key in keys)))
+        names = [self.layout.entry_key(shard, key) for key in keys]
+        return int(self._call(self.layout.header_key(shard), "UNLINK", *names))
 
     def _keys(self, shard: int, names: Sequence[str] = ()) -> list[str]:
-        layout = self.layout
-        return [layout.header_key(shard), layout.fences_key(shard), *(layout.entry_key(shard, n) for n in names)]
+        layout, start = self.layout, self.layout.entry_key(shard, "")
+        return [layout.header_key(shard), layout.fences_key(shard), *[start + name for name in names]]
 
     def _outcome(self, function: str, shard: int, args: list[str | bytes | int]) -> Outcome:
         return Outcome(self._function(function, self._keys(shard), args)[0].decode())
 
-    def _answer(self) -> list[bytes]:
+    def _servers(self) -> list[Node]:
+        """Each server that serves a shard, once, as of now."""
         with self._judging():
-            reply: list[bytes] = self._line.read_response()
-        self._unanswered -= 1
-        if not self._unanswered:  # the pool looks whether it is still alive before it lends it again
-            line, self._line = self._line, None
-            self._client.connection_pool.release(line)
+            primaries = self._nodes.primaries()
+            serving = {self._nodes.serving(self.layout.header_key(shard)) for shard in range(self.layout.shards)}
+        return [node for node in primaries if node in serving]
+
+    def _refuses_fills(self, node: Node) -> bool:
+        with self._judging():
+            info: dict[str, Any] = node.call("INFO", "memory")
+        counted = info["used_memory"] - info.get("mem_not_counted_for_evict", 0)
+        makes_room = info["maxmemory_policy"].startswith("allkeys")
+        return bool(0 < info["maxmemory"] < counted and not makes_room)
+
+    def _answer(self, node: Node) -> list[bytes]:
+        with self._judging():
+            reply: list[bytes] = node.answer()
+        if node.is_answered:
+            self._talking.discard(node)
         return reply
 
     def _function(
         self, function: str, keys: list[str], args: list[str | bytes | int], *, read_only: bool = False
     ) -> list[bytes]:
-        command = ("FCALL_RO" if read_only else "FCALL", function, len(keys), *keys, *args)
-        try:
-            reply: list[bytes] = self._call(*command)
-        except RegionFault as fault:
-            if fault.remedy is not Remedy.RELOAD:
-                raise
-            self.prepare()
-            reply = self._call(*command)
+        """Call a function where the first of `keys`, and so all of them, are served."""
+        command = "FCALL_RO" if read_only else "FCALL"
+        reply: list[bytes] = self._call(keys[0], command, function, len(keys), *keys, *args)
         return reply
 
-    def _call(self, *command: Any) -> Any:
+    def _call(self, key: str, *command: Any) -> Any:
+        """One request where `key` is served."""
         with self._judging():
-            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped in redis-py
+            return self._nodes.call(key, *command)
 
     @contextmanager
     def _judging(self) -> Iterator[None]:
@@ -284,26 +287,32 @@ class Region:
         message = f"region {self.name}: {text or type(error).__name__}: {fault.hint}"
         if fault.remedy is Remedy.STOP:
             return FatalError(f"{message}; then start again")
-        if fault.remedy is Remedy.RECONNECT:
-            self._client.connection_pool.disconnect()
+        self._nodes.doubt(fault)
         return RegionFault(message, fault)
 
 
 class Submitted:
     """A batch that was sent. `applied` waits for the reply; once. `seconds` passed from sending to the reply."""
 
-    def __init__(self, region: Region, batch: Batch) -> None:
+    def __init__(self, region: Region, node: Node, batch: Batch) -> None:
         self.batch = batch
         self.seconds = 0.0
         self._region = region
+        self._node = node
         self._sent = time.perf_counter()
 
     def applied(self) -> Applied:
         """What the script said. Raises RegionFault, FatalError."""
-        outcome, *counts = self._region._answer()  # noqa: SLF001 - the other half of Region.submit
+        outcome, *counts = self._region._answer(self._node)  # noqa: SLF001 - the other half of Region.submit
         self.seconds = time.perf_counter() - self._sent
         return Applied(Outcome(outcome.decode()), *map(int, counts))
 
+
+_REASONS = ("closed", "history", "digest", "forged", "lost", "region", "view", "stripe")
+_FILLED = {outcome.encode(): Filled(outcome) for outcome in (Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.COLD)} | {
+    f"REFUSED {reason}".encode(): Filled(Outcome.REFUSED, reason) for reason in _REASONS
+}
+"""What a fill is answered with, per entry."""
 
 _CODES: dict[type[Exception], str] = {
     redis.BusyLoadingError: "LOADING ",
@@ -323,13 +332,6 @@ def _code(error: Exception) -> str:
     return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
 
 
-@cache
-def library() -> str:
-    """The function library: every file of `lua/`, in order of name."""
-    files = sorted((f for f in resources.files("invalidator").joinpath("lua").iterdir()), key=lambda f: f.name)
-    return f"#!lua name={LIBRARY}\n" + "".join(f.read_text() for f in files if f.name.endswith(".lua"))
-
-
 def _closings(closings: Sequence[Closing]) -> list[str | bytes | int]:
     parts: list[str | bytes | int] = [len(closings)]
     for closing in closings:
@@ -339,12 +341,3 @@ def _closings(closings: Sequence[Closing]) -> list[str | bytes | int]:
 
 def _packed(change: KeyChange) -> str:
     return change.stripe + change.position + "".join(change.stamps)
-
-
-def _flat(reply: Any) -> list[Any]:
-    """Every leaf of a nested reply: RESP2 gives lists, RESP3 maps."""
-    if isinstance(reply, dict):
-        return [leaf for pair in reply.items() for leaf in _flat(pair)]
-    if isinstance(reply, list | tuple):
-        return [leaf for part in reply for leaf in _flat(part)]
-    return [reply]

@@ -6,6 +6,7 @@
         key: "contact:{id}"
         mode: invalidate              # or refresh
         ttl_seconds: 86400            # optional
+        load: SELECT id, to_jsonb(c) AS value FROM contacts AS c   # optional; every object, for replay
         tables:
           public.contacts:
             columns: [email, status]  # optional; absent = all
@@ -24,6 +25,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any
@@ -53,6 +55,7 @@ _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _VIEW_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _TABLE_NAME = re.compile(r'[^\s."{}]{1,63}\.[^\s."{}]{1,63}')
 _PART = "([A-Za-z0-9_.@+%~-]{0,200})"
+_SELECT = re.compile(r"(?i)(SELECT|WITH|TABLE|VALUES)\b")
 _HASHED = re.compile(r"~[0-9a-f]{64}")
 _SEGMENT = re.compile(f"([{re.escape(SEPARATORS)}])")
 
@@ -99,8 +102,7 @@ def key_parts(template: KeyTemplate, key: str) -> tuple[str | None, ...] | None:
 
     Between two separators stands at most one field, so there is only one way to cut a key into parts.
     """
-    pattern = re.escape(template.literals[0]) + "".join(_PART + re.escape(literal) for literal in template.literals[1:])
-    found = re.fullmatch(pattern, key)
+    found = _pattern(template).fullmatch(key)
     try:
         return None if found is None else tuple(map(_decoded, found.groups()))
     except ValueError:
@@ -111,10 +113,18 @@ def _decoded(part: str) -> str | None:
     """The text behind an encoded part, None for a hash. Raises ValueError for what nothing is encoded to."""
     if _HASHED.fullmatch(part):
         return None
-    text = unquote_to_bytes(part).decode("utf-8", "surrogatepass")
+    text = part if _SAFE.fullmatch(part) else unquote_to_bytes(part).decode("utf-8", "surrogatepass")
     if encode_part(text) != part:
         raise ValueError("not an encoded part")
     return text
+
+
+@cache
+def _pattern(template: KeyTemplate) -> re.Pattern[str]:
+    """What every key of the template looks like, a group for each part."""
+    return re.compile(
+        re.escape(template.literals[0]) + "".join(_PART + re.escape(literal) for literal in template.literals[1:])
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One kind of cached object. `digest` names what decides its keys and contents: not its time to live."""
+    """One kind of cached object. `digest` names what decides its keys and when they change: not `ttl_ms`, not `load`.
+
+    `load`: a SELECT of every object: a column for each part of the key, and `value`, its JSON as the application caches
+    it. None where replay has nothing to go by, and in refreshed views, whose values are rows.
+    """
 
     name: str
     key: KeyTemplate
@@ -139,6 +153,7 @@ class View:
     ttl_ms: int | None
     rules: tuple[Rule, ...]
     digest: str
+    load: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +256,7 @@ def _view(document: Document, name: str, raw: object) -> View:
     path: YamlPath = ("views", name)
     if not _VIEW_NAME.fullmatch(name):
         raise document.error(path, "is not a view name: use 1 to 32 of a-z, 0-9 and _, beginning with a letter")
-    known = ("key", "mode", "ttl_seconds", "tables")
+    known = ("key", "mode", "ttl_seconds", "load", "tables")
     fields = _mapping(document, path, raw, known=known, required=("key", "tables"))
     template = _template(document, (*path, "key"), fields["key"])
     mode = _mode(document, (*path, "mode"), fields.get("mode", Mode.INVALIDATE.value))
@@ -249,7 +264,8 @@ def _view(document: Document, name: str, raw: object) -> View:
     rules = _rules(document, (*path, "tables"), fields["tables"], template)
     if mode is Mode.REFRESH:
         _check_refresh(document, path, template, rules)
-    return View(name, template, mode, ttl_ms, rules, _view_digest(name, template, mode, rules))
+    load = _load(document, (*path, "load"), fields["load"], mode) if "load" in fields else None
+    return View(name, template, mode, ttl_ms, rules, _view_digest(name, template, mode, rules), load)
 
 
 def _template(document: Document, path: YamlPath, raw: object) -> KeyTemplate:
@@ -301,6 +317,16 @@ def _ttl_ms(document: Document, path: YamlPath, raw: object) -> int:
         )
         raise document.error(path, complaint)
     return raw * 1_000
+
+
+def _load(document: Document, path: YamlPath, raw: object, mode: Mode) -> str:
+    if mode is Mode.REFRESH:
+        raise document.error(path, "has no use with mode: refresh, whose values are the table's rows: leave it out")
+    text = raw.strip().rstrip(";") if isinstance(raw, str) else ""
+    if not _SELECT.match(text):
+        complaint = "should be a SELECT with a column for each part of the key and `value`, the object as JSON"
+        raise document.error(path, complaint)
+    return text
 
 
 def _rules(document: Document, path: YamlPath, raw: object, template: KeyTemplate) -> tuple[Rule, ...]:

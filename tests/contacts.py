@@ -125,8 +125,8 @@ def stale_entries(site: Site, region: str, *, at_least: int = PRELOADED // 4) ->
 
 
 def cached_key(reader: Any, identity: int) -> bool:
-    view = reader._views.views["contact"]
-    return reader._region.read(0, f"contact:{identity}", "contact", view.digest).status == "HIT"
+    view, key = reader._views.views["contact"], f"contact:{identity}"
+    return reader._region.read(reader.layout.place(key)[0], key, "contact", view.digest).status == "HIT"
 
 
 def stale_entries_after_reading(site: Site, region: str, *, at_least: int = PRELOADED // 4) -> list[str]:

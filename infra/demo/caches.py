@@ -14,7 +14,8 @@ import redis
 from infra.demo.objects import Load, Value
 from invalidator import CacheReader
 from invalidator.layout import Layout
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from invalidator.views import Views, load_views
 
 Lend: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -56,10 +57,11 @@ def demo_views() -> Views:
 
 def open_cache(region: str, url: str, lend: Lend, *, naive: bool) -> CacheReader | NaiveCache:
     """A cache of one region. `lend` lends autocommit connections."""
-    client = connect(Connection(url=url))
+    nodes = connect(Connection(url=url))
     if naive:
-        return NaiveCache(client, lend)
-    return CacheReader(Region(region, client, Layout()), demo_views(), lend)
+        (server,) = nodes.primaries()
+        return NaiveCache(server.client, lend)
+    return CacheReader(Region(region, nodes, Layout()), demo_views(), lend)
 
 
 def raw_key(view: str, key: object, *, naive: bool) -> str:

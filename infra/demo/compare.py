@@ -246,14 +246,14 @@ def has_changed(stored: Stored, database: Database, baseline: Mapping[str, str])
     return digest(now) != before
 
 
-def complaints(verdict: Verdict) -> list[str]:
+def complaints(verdict: Verdict, changed_share_min: float = CHANGED_SHARE_MIN) -> list[str]:
     """Why a comparison proves nothing; stale entries apart."""
     found = [
         f"region {region} holds {entries} entries, fewer than {ENTRIES_PER_REGION_MIN}"
         for region, entries in verdict.regions.items()
         if entries < ENTRIES_PER_REGION_MIN
     ]
-    if verdict.changed < CHANGED_SHARE_MIN * verdict.checked:
+    if verdict.changed < changed_share_min * verdict.checked:
         found.append(f"only {verdict.changed} of {verdict.checked} entries belong to rows that changed")
     if verdict.unreadable:
         found.append(f"{verdict.unreadable} entries could not be served, and were not compared")
@@ -279,6 +279,7 @@ def main() -> int:
     parser.add_argument("--file", type=Path, required=True)
     parser.add_argument("--regions", nargs="*", default=[])
     parser.add_argument("--naive", action="store_true")
+    parser.add_argument("--changed-share", type=float, default=CHANGED_SHARE_MIN)
     options = parser.parse_args()
     with psycopg.connect(os.environ["DEMO_DSN"], autocommit=True) as connection:
         database = read_database(connection)
@@ -293,7 +294,10 @@ def main() -> int:
         print(f"the comparison failed: {error}", file=sys.stderr)
         return 1
     names = ("checked", "changed", "absent", "unreadable", "stale", "faults")
-    answer = {**{name: getattr(verdict, name) for name in names}, "complaints": complaints(verdict)}
+    answer = {
+        **{name: getattr(verdict, name) for name in names},
+        "complaints": complaints(verdict, options.changed_share),
+    }
     print(json.dumps({**answer, "regions": dict(verdict.regions)}))
     return 0
 

@@ -20,6 +20,9 @@ PROBE_FIRST = 900_000_001
 PROBE_CONTACTS = 64
 """Contacts of the probe: nobody else reads or writes them."""
 
+SLEEPERS_FIRST = 500_000_001
+"""Contacts that only a rebuild concerns, and what watches it; none without --rebuild."""
+
 ENGAGED = 2_400
 """The first contacts: those who open mails, and whom sends therefore go to."""
 

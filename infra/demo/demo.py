@@ -32,6 +32,7 @@ from infra import stack
 from infra.demo import screen
 from infra.demo.crew import Crew, DemoError, last_line, wait_for
 from infra.demo.data import Sizes, load
+from infra.demo.rebuild import REGION, Replay, load_sleepers
 from infra.demo.regions import RegionWatch
 from infra.demo.screen import RegionState, Screen, State
 from infra.processes import StackError
@@ -51,12 +52,18 @@ LINGER_SECONDS = 2.0
 READY_LIMIT_SECONDS = 60.0
 DRAIN_LIMIT_SECONDS = 60.0
 COMPARE_LIMIT_SECONDS = 60.0
+COMPARED_PER_SECOND_MIN = 5_000
+REBUILT_CHANGED_SHARE_MIN = 0.001
+"""Most of what a rebuild fills never changed; of what the load works on, much has."""
+
 TICK_SECONDS = 0.25
 RATE_TICKS = 8
 """Rates are shown over so many ticks."""
 
 SAMPLES_MIN_PER_SECOND = 3
 HIT_RATIO_MIN = 0.5
+REBUILD_EVENTS_MIN = 50
+REBUILD_KEYS_MIN = 10_000
 SERVERS = "servers"
 KEPT_RUNS = 4
 
@@ -70,6 +77,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     json_only: bool
     naive: bool
     directory: Path
+    rebuild: int = 0
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +92,8 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     unfilled: int
     p50_ms: float
     p99_ms: float
+    rebuilt: Mapping[str, Any] | None = None
+    watched: Mapping[str, float] = {}
 
 
 class Demo:
@@ -123,6 +133,8 @@ class Demo:
         with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
             connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))
             load(connection, self._options.seed, Sizes())
+            if self._options.rebuild:
+                load_sleepers(connection, self._options.rebuild)
         self._compare_process("baseline")
         shutil.copy(HERE / "views.yaml", self._place / "views.yaml")
         settings = {
@@ -165,7 +177,9 @@ class Demo:
     def _under_load(self, crew: Crew) -> Counted:
         self._pass_time(crew, "warming up", WARM_UP_SECONDS)
         crew.order("measure")
+        rebuilt = self._rebuild(crew) if self._options.rebuild else None
         self._pass_time(crew, "under load", self._options.seconds)
+        watched = crew.children["watch"].finish() if rebuilt else {}
         writer = crew.children["writer"].finish()
         probe = crew.children["probe"].finish()
         self._look.say("the last change is committed; draining")
@@ -187,7 +201,17 @@ class Demo:
             unfilled=int(probe["unfilled"]),
             p50_ms=probe["p50"],
             p99_ms=probe["p99"],
+            rebuilt=rebuilt,
+            watched=watched,
         )
+
+    def _rebuild(self, crew: Crew) -> dict[str, Any]:
+        """Rebuild one region while everything goes on."""
+        arguments = ("--region", REGION, "--keys", str(self._options.rebuild), "--seed", str(self._options.seed))
+        url = self._servers.redis_urls[REGION]
+        crew.child("watch", "infra.demo.watch", *arguments, apart=True, DEMO_REDIS=url)
+        replay = Replay(self._place, self._environment, self._options.rebuild)
+        return replay.run(lambda phase: self._pass_time(crew, phase, TICK_SECONDS))
 
     def _pass_time(self, crew: Crew, phase: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -253,20 +277,23 @@ class Demo:
     def _compare(self) -> dict[str, Any]:
         self._look.say("comparing every entry with the database")
         naive = ("--naive",) if self._options.naive else ()
-        verdict: dict[str, Any] = msgspec.json.decode(self._compare_process("entries", "--regions", *REGIONS, *naive))
+        share = ("--changed-share", str(REBUILT_CHANGED_SHARE_MIN)) if self._options.rebuild else ()
+        answer = self._compare_process("entries", "--regions", *REGIONS, *naive, *share)
+        verdict: dict[str, Any] = msgspec.json.decode(answer)
         return verdict
 
     def _compare_process(self, *arguments: str) -> bytes:
         log = self._place / "logs" / "compare.log"
+        limit = COMPARE_LIMIT_SECONDS + self._options.rebuild / COMPARED_PER_SECOND_MIN
         command = [sys.executable, "-m", "infra.demo.compare", *arguments, "--file", str(self._baseline)]
         with log.open("ab") as sink:
             try:
                 done = subprocess.run(
                     command, stdout=subprocess.PIPE, stderr=sink, env=self._environment, stdin=subprocess.DEVNULL,
-                    timeout=COMPARE_LIMIT_SECONDS, check=False,
+                    timeout=limit, check=False,
                 )  # fmt: skip
             except subprocess.TimeoutExpired:
-                raise DemoError(f"the comparison took more than {COMPARE_LIMIT_SECONDS:.0f} s") from None
+                raise DemoError(f"the comparison took more than {limit:.0f} s") from None
         if done.returncode != 0:
             raise DemoError(f"the comparison could not be made: {last_line(log)} (see {log})")
         return done.stdout
@@ -295,6 +322,7 @@ def result(counted: Counted, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "checked_entries": verdict["checked"],
         "checked_changed_entries": verdict["changed"],
         "stale_entries": verdict["stale"],
+        **({"rebuild": {**counted.rebuilt, **counted.watched}} if counted.rebuilt else {}),
     }
 
 
@@ -313,8 +341,22 @@ def shortcomings(counted: Counted, verdict: Mapping[str, Any], options: Options)
         found.append(f"that every change arrives: {counted.timeouts} old values stayed")
     if counted.unfilled and not options.naive:
         found.append(f"that a quiet entry can be filled: {counted.unfilled} could not")
+    if counted.rebuilt:
+        found += rebuild_shortcomings(counted.watched)
     if counted.changes < 0.8 * options.rate * options.seconds:
         found.append(f"{options.rate:.0f} changes per second: only {counted.changes} in {options.seconds:.0f} s")
+    return found
+
+
+def rebuild_shortcomings(watched: Mapping[str, float]) -> list[str]:
+    """What a rebuild should have shown and did not."""
+    found = [
+        f"a rebuild under load: {name.replace('_', ' ')}: only {watched.get(name, 0):.0f}"
+        for name in ("moved_on", "deleted")
+        if watched.get(name, 0) < REBUILD_EVENTS_MIN
+    ]
+    if watched.get("moved_back"):
+        found.append(f"that no key moves back: {watched['moved_back']:.0f} did")
     return found
 
 
@@ -374,10 +416,15 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--seed", type=int, default=1, help="of data and workload [1]")
     parser.add_argument("--json-only", action="store_true", help="print the last line only")
     parser.add_argument("--naive", action="store_true", help="a plain cache instead: the comparison should fail")
+    parser.add_argument("--rebuild", type=int, default=0, metavar="KEYS", help="rebuild so many keys meanwhile [0]")
     parser.add_argument("--directory", type=Path, default=stack.DEFAULT_DIRECTORY / "demo", help="for data and logs")
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or options.rate <= 0:
         parser.error("--seconds and --rate must be more than 0")
+    if options.rebuild and (options.rebuild < REBUILD_KEYS_MIN or options.naive):
+        parser.error(
+            f"--rebuild needs at least {REBUILD_KEYS_MIN} keys, and no --naive: the plain cache has no rebuild"
+        )
     return Options(**vars(options))
 
 

@@ -1,4 +1,5 @@
 -- Purpose: apply one batch of records to one shard: raise, invalidate, refresh, merge fences, advance rows. Atomic.
+-- Without rows it is a replay (docs/protocol.md, rule 12): whoever moves the rows merges its changes, or has.
 -- KEYS: header, fences, invalidated entries, refreshed entries.
 -- ARGV: version; heartbeat (position and snapshot) or ''; number of rows, raises, invalidations;
 --   per row: field, expected next, new row; per raise: scope field, position and stamps;
@@ -20,19 +21,31 @@ local function stays(head, position, stamps, epoch)
   return seen and seen:sub(1, 1) == 'p' and covers_all(seen, stamps, position)
 end
 
-local function refresh(key, change, args, scopes, epoch)
+-- Whether an event wrote the entry, and not an older one: it shows this change, or what came after it.
+local function shows(head, position)
+  local seen = head:sub(2, 2) == 'e' and proof(head)
+  return seen and seen:sub(1, 32) >= position
+end
+
+-- Whether nothing that its stripe has met is newer. A replay must be the newest itself: what the fence has not met yet,
+-- it would not remember.
+local function newest(fence, position, replay)
+  local met = fence:sub(2, 33)
+  return position == met or (not replay and position > met)
+end
+
+local function refresh(key, change, args, scopes, epoch, replay)
   local position, stamps, fence = change[2], change[3], change[4]
   local region, view = scopes('s:'), scopes('s:' .. args[1])
   local head = redis.call('GETRANGE', key, 0, PROOF_BYTES - 1)
-  local allowed = is_open(region) and is_open(view) and position:sub(1, 8) == epoch and position >= fence:sub(2, 33)
-    and position >= region:sub(51, 82) and position >= view:sub(51, 82)
+  local allowed = is_open(region) and is_open(view) and position:sub(1, 8) == epoch
+    and newest(fence, position, replay) and position >= region:sub(51, 82) and position >= view:sub(51, 82)
   if readable(head, region, view) then
     if head:sub(2, 2) == 'f' then
       if stays(head, position, stamps, epoch) then return 0, 1, 0 end
       return redis.call('UNLINK', key), 0, 0
     end
-    local seen = proof(head)
-    if seen and seen:sub(1, 32) >= position then return 0, 1, 0 end
+    if shows(head, position) then return 0, 1, 0 end
   end
   if not allowed then return redis.call('UNLINK', key), 0, 0 end
   local entry = args[2] .. generation(region) .. generation(view) .. args[3]

@@ -5,7 +5,8 @@ local function apply(KEYS, ARGV)
   if refused then return refused end
   local at, rows = 6, {}
   for i = 1, tonumber(ARGV[3]) do rows[i] = {ARGV[at], ARGV[at + 1], ARGV[at + 2]}; at = at + 3 end
-  local outcome = #rows > 0 and compare(h, rows, rows[1][3]:sub(121), 'DISPLACED') or nil
+  local replay = #rows == 0
+  local outcome = not replay and compare(h, rows, rows[1][3]:sub(121), 'DISPLACED') or nil
   if outcome then return outcome end
   local epoch = redis.call('HGET', h, 'e'):sub(1, 8)
   for _, row in ipairs(rows) do
@@ -26,16 +27,13 @@ local function apply(KEYS, ARGV)
     at = at + 1
     stripes[#stripes + 1] = text:sub(1, 4)
   end
-  local fences = {}
-  for from = 1, #stripes, SLICE do
-    local part = redis.call('HMGET', f, unpack(stripes, from, math.min(from + SLICE - 1, #stripes)))
-    for i, fence in ipairs(part) do fences[stripes[from + i - 1]] = fence or default end
-  end
+  local fences = fences_of(f, stripes, default)
   local unlinked, kept, written = 0, 0, 0
   for i = 3, invalidations + 2 do
     local head = redis.call('GETRANGE', KEYS[i], 0, PROOF_BYTES - 1)
     if head ~= '' then
-      if stays(head, changes[i][2], changes[i][3], epoch) then kept = kept + 1
+      local position = changes[i][2]
+      if stays(head, position, changes[i][3], epoch) or (replay and shows(head, position)) then kept = kept + 1
       else unlinked = unlinked + redis.call('UNLINK', KEYS[i]) end
     end
   end
@@ -46,18 +44,15 @@ local function apply(KEYS, ARGV)
   end
   for i = invalidations + 3, #KEYS do
     changes[i][4] = fences[changes[i][1]]
-    local u, k, w = refresh(KEYS[i], changes[i], changes[i].args, scopes, epoch)
+    local u, k, w = refresh(KEYS[i], changes[i], changes[i].args, scopes, epoch, replay)
     unlinked, kept, written = unlinked + u, kept + k, written + w
   end
-  local merged = {}
+  if replay then return {'APPLIED', unlinked, kept, written, restored} end
   for i = 3, #KEYS do
     local stripe, position, stamps = changes[i][1], changes[i][2], changes[i][3]
     if position:sub(1, 8) == epoch then fences[stripe] = merge(fences[stripe], position, stamps, beat) end
   end
-  for stripe, fence in pairs(fences) do merged[#merged + 1] = stripe; merged[#merged + 1] = fence end
-  for from = 1, #merged, SLICE do
-    redis.call('HSET', f, unpack(merged, from, math.min(from + SLICE - 1, #merged)))
-  end
+  keep_fences(f, fences)
   for _, row in ipairs(rows) do advance(h, row[1], row[3]) end
   return {'APPLIED', unlinked, kept, written, restored}
 end

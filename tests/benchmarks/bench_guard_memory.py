@@ -21,9 +21,10 @@ import redis
 from cdc.events import Position, stamp_text
 from invalidator.guard import Batch, Beat, ControlStep, KeyChange, Outcome, Pass, RowStep
 from invalidator.layout import Layout, Row, row_field
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from tests.benchmarks.harness import MEGABYTE, Bench, Results
-from tests.fix_redis import BINARIES, start_redis
+from tests.fix_redis import BINARIES, redis_of, start_redis
 
 EPOCH = 7
 HISTORY = "7525310223452345001:1"
@@ -78,7 +79,7 @@ def grow(settings: Settings, url: str) -> dict[str, int]:
     _begin(region)
     before = _used_bytes(url)
     applied = _apply(region, settings)
-    region._client.close()
+    redis_of(region).close()
     with redis.Redis.from_url(url) as client:
         fences: dict[bytes, bytes] = client.hgetall(layout.fences_key(0))
     fences.pop(b"*")

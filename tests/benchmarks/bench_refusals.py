@@ -36,7 +36,8 @@ from infra.site_maker import SiteMaker
 from invalidator import CacheReader
 from invalidator.guard import Fill, Outcome
 from invalidator.layout import Layout
-from invalidator.region import Filled, Region, connect
+from invalidator.nodes import connect
+from invalidator.region import Filled, Region
 from tests.benchmarks.harness import Bench, Results
 
 REGION = "eu"

@@ -23,6 +23,7 @@ from consumers.telemetry import WorkerMetrics
 from invalidator.plan import Planner
 from invalidator.region import Region
 from tests.benchmarks.harness import Bench, Results
+from tests.fix_redis import redis_of
 
 IDLE_TURNS = 100  # joining the group takes some
 LINES = 45
@@ -98,7 +99,7 @@ def _watch(worker: Worker, stream: RecordStream, region: Region, records: int) -
         watch.wrap(region, "_answer", "answers")
         watch.wrap(region, "hear", "control")
         watch.wrap(region, "pass_heartbeat", "control")
-        watch.wrap(region._client, "execute_command", "redis")
+        watch.wrap(redis_of(region), "execute_command", "redis")
         began = time.perf_counter()
         watched = _turn_until(worker, records)
         watch.seconds["whole"] = time.perf_counter() - began

@@ -16,8 +16,8 @@ from kafka.admin import KafkaAdminClient
 from kafka.structs import TopicPartition
 
 from cdc.envelope import HEADER_NAME
-from consumers.kafka import Extent
 from consumers.kafka_admin import Admin
+from consumers.stream import Extent
 from infra.kafka_faults import cut_log
 from infra.stack import Stack
 from invalidator.layout import Row, row_field

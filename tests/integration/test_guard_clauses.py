@@ -11,6 +11,7 @@ from cdc.events import stamp_text
 from consumers.stream import Record
 from invalidator.guard import Outcome
 from invalidator.region import Filled
+from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, World
 from tests.integration.test_worker_doubts import now, order, pass_three_heartbeats
 
@@ -65,7 +66,7 @@ def test_a_heartbeat_that_covers_a_stamp_lets_it_go(world: World) -> None:
     last = world.change({"id": 1})
     world.drain()
     _, stripe = world.region.layout.place("contact:1")
-    fence = world.region._client.hget(world.region.layout.fences_key(0), stripe).decode()
+    fence = redis_of(world.region).hget(world.region.layout.fences_key(0), stripe).decode()
     assert (fence[0], fence[33:]) == ("=", stamp_text(last))
 
 
@@ -174,7 +175,7 @@ def test_a_lost_fence_comes_back_with_the_highest_stamp_ever_not_the_last(world:
     world.drain()
     world.change({"id": 2}, stamp=high - 5)
     world.drain()
-    world.region._client.delete(world.region.layout.fences_key(0))
+    redis_of(world.region).delete(world.region.layout.fences_key(0))
     world.stamp = high
     world.heartbeat()
     world.drain()
@@ -184,7 +185,7 @@ def test_a_lost_fence_comes_back_with_the_highest_stamp_ever_not_the_last(world:
 def test_a_redis_rolled_back_is_found_by_the_next_batch(world: World) -> None:
     world.open()
     assert world.fill().outcome is Outcome.APPLIED
-    client, layout = world.region._client, world.region.layout
+    client, layout = redis_of(world.region), world.region.layout
     names = [layout.header_key(0), layout.fences_key(0), layout.entry_key(0, "contact:1")]
     dumps = [client.dump(name) for name in names]
     world.change({"id": 1})
@@ -200,7 +201,7 @@ def test_a_redis_rolled_back_is_found_by_the_next_batch(world: World) -> None:
 def test_entries_that_outlive_a_lost_header_are_never_served_again(world: World) -> None:
     world.open()
     assert world.fill().outcome is Outcome.APPLIED
-    world.region._client.delete(world.region.layout.header_key(0))
+    redis_of(world.region).delete(world.region.layout.header_key(0))
     world.change({"id": 1})
     world.heartbeat()
     world.drain()

@@ -15,6 +15,7 @@ from consumers.regions import open_region, read_views
 from invalidator.layout import Row, row_field
 from invalidator.region import Region
 from tests.contacts import Load, fill_everything, load_contact, stale_entries, stale_entries_after_reading
+from tests.fix_redis import redis_of
 from tests.fix_stack import Site
 from tests.waiting import wait_until
 
@@ -126,7 +127,7 @@ def test_records_delivered_twice_change_nothing(site: Site) -> None:
         row = Row.parse(header[name])
         assert row.next_offset > 0
         rewound = Row(next_offset=0, digest=row.digest, position=row.position, stamp=row.stamp)
-        region._client.hset(region.layout.header_key(0), name, rewound.text)
+        redis_of(region).hset(region.layout.header_key(0), name, rewound.text)
     site.start("invalidate", "--region", "eu")
     site.database.execute("UPDATE contacts SET email = 'last' WHERE id = 0")
     site.wait_drained("eu")
@@ -142,8 +143,8 @@ def test_a_redis_that_restarts_empty_starts_cold_and_is_right(site: Site, stack:
     reader.get("contact", 1, load_contact(1))
     region = open_region(site.settings, "us")
     old_generation = region.header(0)["s:"]
-    keys = list(region._client.scan_iter(match=f"{{{region.layout.prefix}:*"))
-    region._client.delete(*keys)
+    keys = list(redis_of(region).scan_iter(match=f"{{{region.layout.prefix}:*"))
+    redis_of(region).delete(*keys)
     site.database.execute("INSERT INTO contacts VALUES (1, 'new', 's')")
     wait_until(lambda: known.header(0).get("s:", "").startswith("o"), "the region opened again", seconds=60)
     assert known.header(0)["s:"] > old_generation

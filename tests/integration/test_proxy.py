@@ -17,7 +17,8 @@ from redis.retry import Retry
 from cdc.errors import TransientError
 from infra.proxy import FaultProxy, Then, Way
 from invalidator.layout import Layout
-from invalidator.region import Connection, Region, connect
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from tests.waiting import wait_until
 
 TIMEOUT_SECONDS = 0.3

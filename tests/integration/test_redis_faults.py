@@ -15,7 +15,9 @@ from infra.processes import ServerProcess, StackError, Warden, free_port
 from infra.proxy import FaultProxy
 from infra.redis_faults import RedisFaults
 from invalidator.layout import Layout
-from invalidator.region import LIBRARY, Connection, Region, connect
+from invalidator.node import LIBRARY
+from invalidator.nodes import Connection, connect
+from invalidator.region import Region
 from tests.fix_redis import BINARIES
 from tests.waiting import wait_until
 

@@ -16,6 +16,7 @@ from consumers.stream import Partition, Place, Record
 from invalidator.guard import Outcome
 from invalidator.layout import Layout, Row, row_field
 from invalidator.region import Filled, Region
+from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, VIEWS, MemoryStream, World
 from tests.integration.test_worker_and_region import CONTACT, other_views, worker_of
 
@@ -27,14 +28,14 @@ def seen_now(world: World) -> str:
 
 def dump(world: World, *keys: str) -> dict[str, bytes]:
     """What a backup of the region holds."""
-    layout, client = world.region.layout, world.region._client
+    layout, client = world.region.layout, redis_of(world.region)
     names = [layout.header_key(0), layout.fences_key(0), *(layout.entry_key(0, key) for key in keys)]
     return {name: client.dump(name) for name in names}
 
 
 def restore(world: World, saved: dict[str, bytes]) -> None:
     for name, value in saved.items():
-        world.region._client.restore(name, 0, value, replace=True)
+        redis_of(world.region).restore(name, 0, value, replace=True)
 
 
 # --- R1: that a table is not captured is known to the worker's memory only --------------------------------------------
@@ -135,7 +136,7 @@ class Interleaved(MemoryStream):
 
 
 def test_a_shard_that_is_ahead_of_the_others_gets_the_raise_that_stands_for_what_is_left_out(region: Region) -> None:
-    two = Region("two", region._client, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
+    two = Region("two", region._nodes, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
     world = World(two)
     world.data = Interleaved(world.data.log)
     world.worker = mass_worker(world)
@@ -362,14 +363,14 @@ def test_a_raise_at_the_last_place_of_a_transaction_leaves_a_scope_that_can_be_r
 
 
 def test_a_hole_is_seen_by_the_shard_that_knows_the_sequence_though_another_started_cold(region: Region) -> None:
-    two = Region("two", region._client, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
+    two = Region("two", region._nodes, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
     world = World(two)
     world.open()
     world.change({"id": 1})
     world.drain()
     world.heartbeat()
     world.drain()
-    two._client.delete(two.layout.header_key(0), two.layout.fences_key(0))
+    redis_of(two).delete(two.layout.header_key(0), two.layout.fences_key(0))
     world.open()
     victim = next(i for i in range(100, 200) if two.layout.place(f"contact:{i}")[0] == 1)
     assert world.fill(f"contact:{victim}").outcome is Outcome.APPLIED
@@ -382,8 +383,40 @@ def test_a_connection_that_redis_closed_because_nothing_was_sent_is_no_alarm(wor
     world.open()
     world.change({"id": 1})
     world.drain()
-    world.region._client.client_kill_filter(_type="normal", skipme=True)  # as `timeout` in redis.conf does to idle ones
+    redis_of(world.region).client_kill_filter(
+        _type="normal", skipme=True
+    )  # as `timeout` in redis.conf does to idle ones
     world.change({"id": 2})
     with suppress(TransientError):
         world.drain()
     assert world.alarms("redis") == 0
+
+
+class Together(MemoryStream):
+    """A fetch brings records of every partition, as Kafka's does; the last partition's first."""
+
+    def fetch(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
+        records = [
+            record
+            for partition in sorted(self.at, reverse=True)
+            for record in self.log[partition][self.at[partition] :]
+        ]
+        self.at = {partition: len(self.log[partition]) for partition in self.at}
+        return records
+
+
+def test_a_shard_that_jumped_is_not_believed_to_stand_where_the_others_do(region: Region) -> None:
+    """One shard of several started cold at the end of one partition: what the others still need moves it nowhere."""
+    two = Region("two", region._nodes, Layout(prefix=region.layout.prefix + "two", shards=2, stripes=256))
+    world = World(two)
+    world.data = Together(world.data.log)
+    world.worker = world.new_worker()
+    world.open()
+    for identity in range(4):
+        world.change({"id": identity}, partition=(TOPIC, 0))
+    redis_of(two).delete(two.layout.header_key(0), two.layout.fences_key(0))
+    world.worker = world.new_worker(script_keys=2)
+    world.worker._find_rows()  # shard 0 is gone and starts at the ends, shard 1 stands before the four
+    world.change({"id": 5}, partition=(TOPIC, 1))  # in one script with the first of the four, which shard 0 has
+    world.drain()
+    assert world.alarms("displaced") == 0

@@ -35,9 +35,15 @@ def test_the_wheel_runs_in_a_fresh_environment(tmp_path: Path, stack: Stack) -> 
     (tmp_path / "constraints.txt").write_text("\n".join(line for line in locked if not line.startswith("#")))
     run(fresh / "python", "-m", "pip", "install", "-q", "-c", tmp_path / "constraints.txt", wheel, cwd=tmp_path)
     assert "invalidate" in run(fresh / "staleproof", "--help", cwd=tmp_path)
-    where = "import invalidator, invalidator.region as r; print(invalidator.__file__); assert 'sp1_fill' in r.library()"
+    where = "import invalidator, invalidator.node as r; print(invalidator.__file__); assert 'sp1_fill' in r.library()"
     assert str(tmp_path) in run(fresh / "python", "-c", where, cwd=tmp_path)
-    for module in ("consumers.capture", "consumers.invalidate", "consumers.check", "consumers.starter"):
+    for module in (
+        "consumers.capture",
+        "consumers.invalidate",
+        "consumers.check",
+        "consumers.starter",
+        "consumers.replay_kafka",
+    ):
         run(fresh / "python", "-c", f"import {module}", cwd=tmp_path)  # every dependency is declared
     shutil.copytree(EXAMPLE, tmp_path / "shop", ignore=shutil.ignore_patterns("__pycache__"))
     run(fresh / "python", "-m", "pip", "install", "-q", "-c", tmp_path / "constraints.txt", "pytest", cwd=tmp_path)

@@ -15,6 +15,7 @@ from invalidator.guard import Batch, Fill, KeyChange, Outcome
 from invalidator.layout import Layout, Row, row_field
 from invalidator.region import Filled, Region
 from invalidator.views import Views, load_views
+from tests.fix_redis import redis_of
 from tests.fix_world import CONTROL, HISTORY, TEMPLATES, TOPIC, VIEWS, World
 
 
@@ -94,7 +95,7 @@ def test_duplicates_change_nothing(world: World) -> None:
     name = row_field(TOPIC, 0)
     row = Row.parse(header[name])
     back = msgspec.structs.replace(row, next_offset=0, sequence=0)
-    world.region._client.hset(world.region.layout.header_key(0), name, back.text)
+    redis_of(world.region).hset(world.region.layout.header_key(0), name, back.text)
     world.heartbeat()
     world.drain()
     assert world.read() == b"2"
@@ -118,7 +119,7 @@ def test_a_redis_that_restarted_empty_closes_and_opens_again(world: World) -> No
     world.open()
     world.fill()
     world.change({"id": 1})
-    world.region._client.flushdb()
+    redis_of(world.region).flushdb()
     world.drain()
     assert world.fill() == Filled(Outcome.REFUSED, "closed")
     world.open()
@@ -128,7 +129,7 @@ def test_a_redis_that_restarted_empty_closes_and_opens_again(world: World) -> No
 def test_a_redis_rolled_back_while_nothing_happens_is_found_by_the_next_heartbeat(world: World) -> None:
     world.open()
     world.fill()
-    client, layout = world.region._client, world.region.layout
+    client, layout = redis_of(world.region), world.region.layout
     names = [layout.header_key(0), layout.fences_key(0), layout.entry_key(0, "contact:1")]
     dumps = [client.dump(name) for name in names]
     world.change({"id": 1})
@@ -147,7 +148,7 @@ def test_a_lost_fence_hash_refuses_and_comes_back_with_every_stamp(world: World)
     old_read = f"p{world.stamp + 1:016x}{world.stamp + 1:016x}"
     world.change({"id": 1})
     world.drain()
-    world.region._client.delete(world.region.layout.fences_key(0))
+    redis_of(world.region).delete(world.region.layout.fences_key(0))
     assert world.fill() == Filled(Outcome.REFUSED, "lost")
     world.heartbeat()
     world.drain()
@@ -538,7 +539,7 @@ def test_more_keys_than_one_redis_call_takes_are_applied(world: World) -> None:
     changes = tuple(
         KeyChange(f"contact:{i}", layout.place(f"contact:{i}")[1], "0" * 32, (stamp,)) for i in range(9_000)
     )
-    wide = Region("wide", world.region._client, Layout(prefix=layout.prefix))
+    wide = Region("wide", world.region._nodes, Layout(prefix=layout.prefix))
     changes = tuple(msgspec.structs.replace(c, stripe=wide.layout.place(c.key)[1]) for c in changes)
     assert wide.apply(0, Batch(rows=(), changes=changes)).outcome is Outcome.APPLIED
 

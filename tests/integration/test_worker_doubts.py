@@ -10,6 +10,7 @@ from consumers.stream import Record
 from invalidator.guard import Outcome
 from invalidator.layout import Row, row_field
 from invalidator.region import Filled
+from tests.fix_redis import redis_of
 from tests.fix_world import CONTROL, HISTORY, TEMPLATES, TOPIC, World
 
 HALVES = ([(TOPIC, 0)], [(TOPIC, 1), (TEMPLATES, 0)])
@@ -176,7 +177,7 @@ def test_a_redis_that_lost_an_order_hears_it_again(world: World) -> None:
     """Closing and moving the control row are one step: no fail-over can keep the one and lose the other."""
     world.open()
     assert world.fill().outcome is Outcome.APPLIED
-    client, name = world.region._client, world.region.layout.header_key(0)
+    client, name = redis_of(world.region), world.region.layout.header_key(0)
     before = client.dump(name)
     order(world, view="contact")
     world.drain()
@@ -190,7 +191,7 @@ def test_a_redis_that_lost_an_order_hears_it_again(world: World) -> None:
 
 def test_a_redis_that_lost_a_record_without_a_header_closes_its_views_again(world: World) -> None:
     world.open()
-    client, name = world.region._client, world.region.layout.header_key(0)
+    client, name = redis_of(world.region), world.region.layout.header_key(0)
     before = client.dump(name)
     world.change({"id": 9})
     log = world.data.log[TOPIC, 0]
@@ -286,7 +287,7 @@ def test_a_mass_change_whose_raise_was_not_applied_is_raised_again(world: World)
         assert world.fill(f"contact:{i}").outcome is Outcome.APPLIED
     worker = world.new_worker(mass_change_keys=4)
     world.drain(worker)
-    client, name = world.region._client, world.region.layout.header_key(0)
+    client, name = redis_of(world.region), world.region.layout.header_key(0)
     before = client.dump(name)
     stamp = world.change({"id": 0})
     for i in range(1, 8):
@@ -304,7 +305,7 @@ def test_a_mass_change_whose_raise_was_not_applied_is_raised_again(world: World)
 
 def test_a_lost_fence_hash_is_an_alarm(world: World) -> None:
     world.open()
-    world.region._client.delete(world.region.layout.fences_key(0))
+    redis_of(world.region).delete(world.region.layout.fences_key(0))
     world.heartbeat()
     world.drain()
     assert world.alarms("guard_lost") == 1
@@ -313,7 +314,7 @@ def test_a_lost_fence_hash_is_an_alarm(world: World) -> None:
 def test_a_shard_that_is_gone_is_an_alarm_and_a_first_start_is_none(world: World) -> None:
     world.open()
     assert world.alarm_count() == 0
-    world.region._client.flushdb()
+    redis_of(world.region).flushdb()
     world.heartbeat()
     world.drain()
     assert world.alarms("lost") == 1

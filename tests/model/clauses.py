@@ -75,9 +75,17 @@ AGAIN = World("sent again", (A, A), (V,), Budget(beats=1, redeliver=1), readers=
 ONE_ROW = World("one row", (A, A), (R,), Budget(), **ROW)
 MOVED = World("a row changes its partition", (A, B), (R,), Budget(), partitions=PARTITIONS_A, owned=ALL, readers=1)
 GONE = World("records expire", (A,), (V,), Budget(beats=3, expire=1), **ONE)
+REPLAYED = World("a row replayed", (A, A), (R,), Budget(), (("replay", 1),), **ONE)
 EPOCH = World("epoch", (A,), (V,), Budget(epoch=1), **ONE)
 
 CLAUSES = [
+    Clause(
+        "a replay writes what its stripe has not met",
+        "allowed = allowed and change.position == fence.position",
+        "allowed = allowed and change.position >= fence.position",
+        REPLAYED,
+        "OVERREACH",
+    ),
     Clause("a fill is not checked against the stripe", ', ("stripe", stripe)):', "):", WARM),
     Clause("a fill is not checked against the region", '(("region", region.fence), ', "(", GONE),
     Clause("a fill is not checked against the view", '("view", view.fence), ', "", TRUNCATES),

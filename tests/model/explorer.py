@@ -83,6 +83,7 @@ class _Explorer:
         self._envs, self._shards, self._minds, self._reads = _Numbers(), _Numbers(), _Numbers(), _Numbers()
         self._faults, self._steps, self._held = _Numbers(), _Numbers(), _Numbers()
         self._env_moves: dict[int, list[tuple[str, int]]] = {}
+        self._replay_steps: dict[int, list[tuple[str, int]]] = {}
         self._mind_moves: dict[tuple[int, int, int], Moves] = {}
         self._sent: dict[tuple[int, int], tuple[str, int]] = {}
         self._read_moves: dict[int, list[tuple[str, int]]] = {}
@@ -245,10 +246,38 @@ class _Explorer:
                     yield (env, shard, *minds, readers, shard, faults, held), "", "redis is saved"
                 else:
                     yield (env, saved, *minds, readers, NOTHING, spent, held), "", "REDIS IS ROLLED BACK"
+            elif name == "replay":
+                for label, step in self._replays(env):
+                    outcome, shard2 = self._send(shard, step)
+                    broken = self._time_travel(shard, shard2) or self._overreach(env, shard, shard2)
+                    yield (env, shard2, *minds, readers, saved, spent, held), broken, f"{label}: {outcome}"
             else:
                 lost = self._lose(shard, name)
                 if lost != shard:
                     yield (env, lost, *minds, readers, saved, spent, held), "", f"REDIS LOSES: {name}"
+
+    def _replays(self, number: int) -> list[tuple[str, int]]:
+        """Scripts that a replay may send: of any record that was ever sent, or of all of them at once."""
+        if number not in self._replay_steps:
+            self._replay_steps[number] = [
+                (label, self._steps(("apply", batch)))
+                for label, batch in workers.replays(self._world, self._envs.values[number])
+            ]
+        return self._replay_steps[number]
+
+    def _overreach(self, env_number: int, before: int, after: int) -> str:
+        """P4: what a replay writes is the newest that the rows have passed, nothing before it and nothing ahead."""
+        if before == after:
+            return ""
+        env = self._envs.values[env_number]
+        shards = [thaw(self._guard, self._shards.values[number]) for number in (before, after)]
+        for key, (view, k) in enumerate(self._world.keys):
+            old, new = (served_payload(self._guard, self._world, shard, key) for shard in shards)
+            if view == "r" and new is not None and new != old:
+                newest = workers.newest_passed(self._world, env, shards[0], k)
+                if msgspec.json.decode(new)["n"] != newest:
+                    return f"OVERREACH: {self._keys[key]} is written as {new.decode()}, the rows have passed {newest}"
+        return ""
 
     def _lose(self, number: int, name: str) -> int:
         header, fences, found = self._shards.values[number]

@@ -21,8 +21,9 @@ from cdc.events import stamp_text
 from consumers.batching import Slice
 from consumers.checkpoint import Checkpoints
 from consumers.intake import STAMP_MARGIN, Bounds, Intake
+from consumers.replay_planning import RangePlanner
 from consumers.stream import Partition
-from invalidator.guard import Beat, Closing, ControlStep, Outcome, Pass, RowStep
+from invalidator.guard import Batch, Beat, Closing, ControlStep, Outcome, Pass, RowStep
 from invalidator.layout import REGION_SCOPE, Layout, Row, row_field, view_scope
 from invalidator.plan import Planner
 from tests.model import world as worlds
@@ -244,6 +245,36 @@ def beat_before(env: Env, mind: Mind, position: str) -> Beat | None:
             stamps = [xmin, xmax, *(xid for xid in running.split(",") if xid)]
             return Beat(at, "p" + "".join(stamp_text(int(stamp)) for stamp in stamps))
     return None
+
+
+def replays(world: World, env: Env) -> Iterator[tuple[str, Batch]]:
+    """What `staleproof replay kafka` may send: any record that ever was, alone; and all of them together."""
+    told = [
+        worlds.data_record(world, part, offset, record)
+        for part, records in enumerate(env.records)
+        for offset, record in enumerate(records)
+    ]
+    groups = [[record] for record in told] + ([told] if len(told) > 1 else [])
+    for records in groups:
+        planner = RangePlanner(worlds.views_of(world), _tables(world), wave_keys=100)
+        (wave,) = planner.waves(records)
+        batch = wave.batch(0, LAYOUT, worlds.views_of(world))
+        if batch is not None:
+            places = ", ".join(f"{record.topic}/{record.partition} at {record.offset}" for record in records)
+            yield f"a replay of {places}", batch
+
+
+def newest_passed(world: World, env: Env, shard: Any, k: int) -> int:
+    """Where in the log the newest change of row `k` stands that a row of the shard has passed; -1: none."""
+    return max(
+        (
+            at
+            for part, records in enumerate(env.records)
+            for at, transaction, number, _ in records[: shard.next_offset(_field(world, part))]
+            if world.writes[transaction][number].k in (0, k)
+        ),
+        default=-1,
+    )
 
 
 def _field(world: World, part: int) -> str:

@@ -51,6 +51,30 @@ LOSSES = [
     World("a refreshed row rolled back", (A, A), (R,), Budget(), (("roll", 1), ("fences", 1)), **ROW, states=7_000),
 ]  # fmt: skip
 
+REPLAYS = [
+    World("a range replayed", (A, B), (V,), Budget(), (("replay", 2),), readers=1, states=600),
+    World("a row replayed twice", (A, A), (R,), Budget(), (("replay", 2), ("entries", 1)), **ROW, states=2_000),
+    World("a deleted row replayed", (A, DELETE), (R,), Budget(beats=1), (("replay", 2),), **ONE, states=30_000),
+    World("a row of two partitions replayed", (A, DELETE_B, A), (R,), Budget(), (("replay", 2), ("entries", 1)),
+          partitions=PARTITIONS_A, readers=1, states=5_000),
+    World("a truncated table replayed", (TRUNCATE_A, B, A), (R,), Budget(), (("replay", 1), ("entries", 1)),
+          partitions=PARTITIONS_A, readers=1, states=7_000),
+    World("replayed under lost fences", (A, A), (R,), Budget(), (("replay", 2), ("fences", 1), ("entries", 1)), **ONE, states=2_000),
+    World("replayed where redis is rolled back", (A, A), (R,), Budget(), (("replay", 1), ("roll", 1)), **ONE, states=1_000),
+    World("both views replayed", (A, A), (V, R), Budget(), (("replay", 2),), owned=ALL, records_max=2, readers=1),
+]  # fmt: skip
+"""Records that are applied once more, without rows, at any time."""
+
+SLOW_REPLAYS = [
+    World("a range replayed, one heartbeat", (A, B), (V,), Budget(beats=1), (("replay", 1),), readers=1, states=89_000),
+    World("replayed where redis restarts empty", (A,), (R,), Budget(beats=3), (("replay", 1), ("everything", 1)),
+          beats_at_once=True, **ONE, states=449_000),
+    World("replayed in a new epoch", (A,), (R,), Budget(beats=3, epoch=1), (("replay", 1),), beats_at_once=True, **ONE,
+          states=353_000),
+    World("a view replayed in a new epoch", (A, B), (V,), Budget(beats=3, epoch=1), (("replay", 1),), beats_at_once=True,
+          readers=1, deep=True),
+]  # fmt: skip
+
 TO_THE_END = [
     World("scripts that run later, rolled back", (A, A), (V,), Budget(beats=1), (("hold", 1), ("roll", 1)), **ONE),
 ]  # fmt: skip

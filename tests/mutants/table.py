@@ -28,15 +28,18 @@ REGION = "tests/integration/test_worker_and_region.py::"
 DOUBTS = "tests/integration/test_worker_doubts.py::"
 CLAUSE = "tests/integration/test_guard_clauses.py::"
 TWIN = "tests/property/test_guard_twin.py::"
+REPLAY = "tests/integration/test_replay_guard.py::"
 PLAN = "tests/unit/invalidator/test_plan.py::"
 READER = "tests/unit/invalidator/test_reader.py::"
 CAPTURE = "tests/unit/consumers/test_capture.py::"
 STANDBY = "tests/integration/test_standby.py::"
+TOPOLOGIES = "tests/integration/test_topologies.py::"
 
 LUA = "invalidator/lua/"
 WORKER = "consumers/invalidate.py"
 INTAKE = "consumers/intake.py"
 CHECKPOINT = "consumers/checkpoint.py"
+NODES = "invalidator/nodes.py"
 
 MUTANTS = [
     # -- fences
@@ -44,7 +47,7 @@ MUTANTS = [
         "a fill is not checked against its stripe",
         "P1 §4.5",
         LUA + "70_fill.lua",
-        "  if not admits(fences[2] or fences[1], seen) then return {'REFUSED', 'stripe'} end\n",
+        "      if not admitted[fence] then reply = 'REFUSED stripe' end\n",
         "",
         RACE,
         quick=True,
@@ -53,7 +56,7 @@ MUTANTS = [
         "a fill is not checked against its view",
         "P1 §4.5",
         LUA + "70_fill.lua",
-        "  if not admits(view:sub(50), seen) then return {'REFUSED', 'view'} end\n",
+        "  if not admits(view:sub(50), seen) then return 'REFUSED view' end\n",
         "",
         REGION + "test_truncate_makes_every_entry_of_the_view_unreadable",
     ),
@@ -61,7 +64,7 @@ MUTANTS = [
         "a fill is not checked against its region",
         "P1 §4.5",
         LUA + "70_fill.lua",
-        "  if not admits(region:sub(50), seen) then return {'REFUSED', 'region'} end\n",
+        "  if not admits(region:sub(50), seen) then return 'REFUSED region' end\n",
         "",
         REGION + "test_a_heartbeat_that_a_paused_capture_publishes_late_opens_nothing",
     ),
@@ -126,8 +129,8 @@ MUTANTS = [
         "a lost fence hash refuses nothing",
         "P1 §4.2 lost",
         LUA + "70_fill.lua",
-        "  if not fences[1] then return {'REFUSED', 'lost'} end\n",
-        "  fences[1] = fences[1] or ('=' .. ZERO_POSITION)\n",
+        "  local fences = fences_of(KEYS[2], stripes)\n",
+        "  local fences = fences_of(KEYS[2], stripes)\n  fences['*'] = fences['*'] or ('=' .. ZERO_POSITION)\n",
         REGION + "test_a_lost_fence_hash_refuses_and_comes_back_with_every_stamp",
     ),
     Mutant(
@@ -331,7 +334,7 @@ MUTANTS = [
         "an older event overwrites a refreshed entry",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        "    if seen and seen:sub(1, 32) >= position then return 0, 1, 0 end\n",
+        "    if shows(head, position) then return 0, 1, 0 end\n",
         "",
         REGION + "test_a_refresh_writes_the_row_and_an_older_event_does_not_come_back",
     ),
@@ -339,8 +342,8 @@ MUTANTS = [
         "a refresh does not look at its stripe",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        " and position >= fence:sub(2, 33)\n",
-        "\n",
+        "  return position == met or (not replay and position > met)\n",
+        "  return position == met or not replay\n",
         CLAUSE + "test_an_older_row_image_is_not_written_after_a_newer_delete",
     ),
     Mutant(
@@ -355,8 +358,8 @@ MUTANTS = [
         "a refresh does not look at its region",
         "P4 §4.4.4",
         LUA + "40_apply.lua",
-        "    and position >= region:sub(51, 82) and",
-        "    and",
+        " and position >= region:sub(51, 82)",
+        "",
         CLAUSE + "test_an_older_row_image_is_not_written_after_the_region_was_closed",
     ),
     Mutant(
@@ -366,6 +369,40 @@ MUTANTS = [
         "      return redis.call('UNLINK', key), 0, 0\n    end\n",
         "    end\n",
         CLAUSE + "test_a_fill_that_a_refresh_outdates_is_removed_and_not_overwritten",
+    ),
+    # -- replay
+    Mutant(
+        "a replay merges the fences again",
+        "P4 §4.9",
+        LUA + "41_apply_batch.lua",
+        "  if replay then return {'APPLIED', unlinked, kept, written, restored} end\n",
+        "",
+        REPLAY + "test_a_replay_makes_no_fence_grow",
+        quick=True,
+    ),
+    Mutant(
+        "a replay writes what its stripe has not met",
+        "P4 §4.9",
+        LUA + "40_apply.lua",
+        "(not replay and position > met)",
+        "position > met",
+        REPLAY + "test_ahead_of_the_worker_an_older_value_does_not_follow_a_newer_one",
+    ),
+    Mutant(
+        "a replay removes what a newer event wrote",
+        "P4 §4.9",
+        LUA + "41_apply_batch.lua",
+        " or (replay and shows(head, position))",
+        "",
+        REPLAY + "test_an_older_delete_leaves_the_entry_of_a_newer_event",
+    ),
+    Mutant(
+        "a replay writes entries of other views than the region's",
+        "P4 §4.9",
+        "consumers/replay_regions.py",
+        "            self._check_views(header)\n",
+        "",
+        REPLAY + "test_views_that_are_not_the_regions_own_are_refused",
     ),
     Mutant(
         "a call takes as many arguments as there are keys",
@@ -380,7 +417,7 @@ MUTANTS = [
         "a proof of another server's history is admitted",
         "P1 §4.0",
         LUA + "70_fill.lua",
-        "  if epoch:sub(10) ~= ARGV[2] then return {'REFUSED', 'history'} end\n",
+        "  if epoch:sub(10) ~= ARGV[2] then return 'REFUSED history' end\n",
         "",
         REGION + "test_a_read_of_another_server_history_is_refused",
     ),
@@ -388,7 +425,7 @@ MUTANTS = [
         "a proof that cannot exist is admitted",
         "P1 §4.5",
         LUA + "70_fill.lua",
-        "return {'REFUSED', 'forged'}",
+        "return 'REFUSED forged'",
         "newest = newest",
         REGION + "test_a_proof_beyond_what_can_exist_is_refused_as_forged",
     ),
@@ -396,7 +433,7 @@ MUTANTS = [
         "an older read replaces a newer entry",
         "P4 §4.5",
         LUA + "70_fill.lua",
-        "  if readable(head, region, view) and not outdates(seen, head) then return {'SUPERSEDED'} end\n",
+        "    if head and readable(head, region, view) and not outdates(seen, head) then reply = 'SUPERSEDED' end\n",
         "",
         CLAUSE + "test_an_older_read_does_not_replace_a_newer_one",
     ),
@@ -404,8 +441,8 @@ MUTANTS = [
         "a reader with another definition of the view is served",
         "P1 §4.2 digest",
         LUA + "80_read.lua",
-        " and view:sub(34, 49) == ARGV[3] then",
-        " then",
+        " and view:sub(34, 49) == ARGV[3] and entry",
+        " and entry",
         CLAUSE + "test_a_stale_view_definition_reads_and_fills_nothing",
     ),
     Mutant(
@@ -419,7 +456,7 @@ MUTANTS = [
     Mutant(
         "a load that wrote proves what it read",
         "P1 §4.5",
-        "invalidator/reader.py",
+        "invalidator/loading.py",
         "if still != text or not unwritten:",
         "if still != text:",
         READER + "test_what_is_not_proven_is_returned_and_not_cached",
@@ -625,7 +662,7 @@ MUTANTS = [
     Mutant(
         "a standby's snapshot is taken for a primary's",
         "P1 §2",
-        "invalidator/reader.py",
+        "invalidator/loading.py",
         "            if standby:\n",
         "            if False:\n",
         STANDBY + "test_a_fill_from_a_lagging_standby_is_refused_and_from_one_that_caught_up_admitted",
@@ -678,6 +715,47 @@ MUTANTS = [
         "            if passed.outcome is Outcome.APPLIED:\n                self._metrics",
         "            self._passed_at = time.monotonic()\n            if passed.outcome is Outcome.APPLIED:\n                self._metrics",
         "tests/integration/test_review.py::test_a_worker_whose_heartbeats_are_refused_by_the_region_does_not_look_as_if_they_passed",
+    ),
+    Mutant(
+        "a shard that is ahead of a batch is believed to stand at its end",
+        "liveness §4.4.1",
+        WORKER,
+        "known[name] = max(offset, known.get(name, 0))",
+        "known[name] = offset",
+        "tests/integration/test_review.py::test_a_shard_that_jumped_is_not_believed_to_stand_where_the_others_do",
+    ),
+    # -- several servers
+    Mutant(
+        "a request that follows a slot on its way does not say so",
+        "liveness §4.0",
+        NODES,
+        "self._redirected(ask, node), True",
+        "self._redirected(ask, node), False",
+        TOPOLOGIES + "test_a_slot_on_its_way_refuses_and_loses_nothing",
+    ),
+    Mutant(
+        "who serves is not asked again after a fault",
+        "liveness §4.0",
+        NODES,
+        "        if fault.remedy is Remedy.RECONNECT or fault is UNANSWERED:\n            self._doubted = True",
+        "        return",
+        TOPOLOGIES + "test_a_reader_whose_primary_is_gone_looks_who_serves_now",
+    ),
+    Mutant(
+        "a replaced primary is used as long as it answers",
+        "P2 §4.6",
+        NODES,
+        "        if time.monotonic() >= self._due_seconds:\n            self._verify()\n",
+        "",
+        TOPOLOGIES + "test_a_primary_that_sentinel_replaced_is_left_though_it_still_answers",
+    ),
+    Mutant(
+        "a reply of one server is taken for that of another",
+        "P5 §4.4",
+        "invalidator/region.py",
+        "reply: list[bytes] = node.answer()",
+        "reply: list[bytes] = min(self._talking, key=id).answer()",
+        TOPOLOGIES + "test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own",
     ),
 ]
 

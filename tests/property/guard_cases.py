@@ -26,6 +26,7 @@ from invalidator.layout import (
     view_scope,
 )
 from invalidator.region import Region
+from tests.fix_redis import redis_of
 
 KEYS = ["contact:1", "contact:2", "contact:3", "tpl:1"]
 STRIPES = {"contact:1": "0001", "contact:2": "0001", "contact:3": "0002", "tpl:1": "0002"}
@@ -241,7 +242,7 @@ def held(region: Region) -> tuple[Shard, dict[str, bool]]:
 
 
 def _client(region: Region) -> redis.Redis:
-    return region._client
+    return redis_of(region)
 
 
 def _text(pairs: dict[bytes, bytes]) -> dict[str, str]:

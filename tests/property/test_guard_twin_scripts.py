@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from invalidator import guard
 from invalidator.entry import Content, Kind, lead
 from invalidator.guard import Batch, Closing, ControlStep, Fill, Pass, RowStep, ScopeRaise
-from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Row, Scope, view_scope
+from invalidator.layout import EMPTY_FENCE, FORMAT, REGION_SCOPE, Fence, Row, Scope, row_field, view_scope
 from invalidator.region import Region
 from tests.property.guard_cases import (
     CONTROL,
@@ -47,6 +47,9 @@ from tests.property.guard_cases import (
     steps,
     tail,
 )
+
+NEW_ROW = row_field("s.new", 0)
+"""Of a partition that no shard knows yet: nothing refuses its batch."""
 
 often = settings(max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -89,7 +92,44 @@ def test_lua_and_python_change_entries_alike(
 ) -> None:  # fmt: skip
     """As above without anything that refuses the batch or closes a scope: every example gets to the entries."""
     drawn = data.draw(refreshes(without=plain))
-    batch = Batch(rows=(), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat)
+    row = Row(next_offset=shard.next_offset(NEW_ROW) + 1, digest="c" * 16)
+    batch = Batch(
+        rows=(RowStep(NEW_ROW, 0, row),), changes=tuple(plain), refreshes=_once_more(shard, data, drawn), beat=beat
+    )
+    _both_apply(region, shard, batch, lifetime_ms)
+
+
+@settings(often, max_examples=EXAMPLES * 10)
+@given(
+    shard=shards(keys=KEYS[:3], kept_fences=fences), data=st.data(), plain=changes(), beat=beats, raised=raises,
+    lifetime_ms=lifetimes,
+)  # fmt: skip
+def test_lua_and_python_replay_alike(
+    region: Region, shard: guard.Shard, data: st.DataObject, plain: list[guard.KeyChange], beat: guard.Beat | None,
+    raised: ScopeRaise | None, lifetime_ms: int,
+) -> None:  # fmt: skip
+    """A batch without rows; often it repeats exactly what the stripe's fence met last."""
+    drawn = _as_the_fence_met_it(shard, data, data.draw(refreshes(without=plain)))
+    batch = Batch(rows=(), changes=tuple(plain), refreshes=drawn, beat=beat, raises=() if raised is None else (raised,))
+    fences_before = dict(shard.fences)
+    _both_apply(region, shard, batch, lifetime_ms)
+    assert {**shard.fences, **fences_before} == shard.fences == fences_before | {"*": shard.fences["*"]}
+
+
+def _as_the_fence_met_it(
+    shard: guard.Shard, data: st.DataObject, drawn: tuple[guard.KeyRefresh, ...]
+) -> tuple[guard.KeyRefresh, ...]:
+    """Refreshes whose position is, half of the time, that of the newest change in their stripe."""
+    replace = msgspec.structs.replace
+    return tuple(
+        replace(r, change=replace(r.change, position=shard.fences[r.change.stripe][1:33]))
+        if r.change.stripe in shard.fences and data.draw(st.booleans())
+        else r
+        for r in drawn
+    )
+
+
+def _both_apply(region: Region, shard: guard.Shard, batch: Batch, lifetime_ms: int) -> None:
     before = copy.deepcopy(shard)
     put(region, shard, lifetime_ms)
     reply = region.apply(0, batch)
@@ -165,15 +205,16 @@ def test_lua_and_python_read_alike(region: Region, shard: guard.Shard, key: str,
     region_scope=scopes, view=scopes, default=low_fences, stripe=st.none() | fences, entry=st.none() | shown(),
     seen=proofs(),
     limit=st.sampled_from([f"{15:016x}"] * 4 + ["", f"{9:016x}", f"{1 << 48 | 3:016x}"]), method=st.sampled_from("ood"),
-    lifetime_ms=lifetimes,
+    lifetime_ms=lifetimes, others=st.lists(st.tuples(st.sampled_from(KEYS), proofs()), max_size=3),
 )  # fmt: skip
 @example(
     region_scope=OPEN, view=OPEN, default=EMPTY_FENCE, stripe=None, entry=(Kind.FILL, f"p{3:016x}{5:016x}"),
-    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o", lifetime_ms=0,
+    seen=f"g{8:016x}{9:016x}", limit=f"{15:016x}", method="o", lifetime_ms=0, others=[],
 )  # fmt: skip
 def test_lua_and_python_fill_alike(
     region: Region, region_scope: Scope, view: Scope, default: Fence, stripe: Fence | None,
     entry: tuple[Kind, str] | None, seen: str, limit: str, method: str, lifetime_ms: int,
+    others: list[tuple[str, str]],
 ) -> None:  # fmt: skip
     """Open scopes, so that a proof meets fences and what is there, which the state machine rarely gets to."""
     name = VIEWS[0][0]
@@ -187,14 +228,18 @@ def test_lua_and_python_fill_alike(
         shard.entries[KEYS[0]] = head.encode() + tail(KEYS[0], name, entry[1], b"[0]")
     before = copy.deepcopy(shard)
     put(region, shard)
-    request = Fill(
-        key=KEYS[0], stripe=STRIPES[KEYS[0]], view=name, digest=view.digest, history="h1",
-        lead=lead(Kind.FILL, Content.VALUE), tail=tail(KEYS[0], name, seen, b"[1]"), ttl_ms=lifetime_ms,
-    )  # fmt: skip
-    reply = region.fill(0, request)
-    event(f"fill {seen[:1]} over {entry[0] + entry[1][:1] if entry else 'nothing'}: {reply.outcome} {reply.reason}")
-    assert (reply.outcome, reply.reason) == guard.fill(shard, request)
-    _both_hold(region, before, shard, {KEYS[0]: lifetime_ms}, 0)
+    requests = [
+        Fill(
+            key=key, stripe=STRIPES[key], view=name, digest=view.digest, history="h1",
+            lead=lead(Kind.FILL, Content.VALUE), tail=tail(key, name, proof, b"[%d]" % number), ttl_ms=lifetime_ms,
+        )
+        for number, (key, proof) in enumerate([(KEYS[0], seen), *others], start=1)
+    ]  # fmt: skip
+    replies = region.fill_many(0, requests)
+    shown = entry[0] + entry[1][:1] if entry else "nothing"
+    event(f"fill {seen[:1]} over {shown}: {replies[0].outcome} {replies[0].reason}")
+    assert [(reply.outcome, reply.reason) for reply in replies] == [guard.fill(shard, request) for request in requests]
+    _both_hold(region, before, shard, dict.fromkeys(KEYS, lifetime_ms), 0)
 
 
 def _once_more(

@@ -12,9 +12,10 @@ from cdc.errors import FatalError, TransientError
 from cdc.events import ChangeEvent, Op, Position
 from consumers import capture
 from consumers.capture import Capture, SlotMemory, break_in_history, decode_memory, epoch_of
-from consumers.kafka import Batch, Extent
+from consumers.kafka import Batch
 from consumers.service import Pulse
 from consumers.settings import Settings
+from consumers.stream import Extent
 
 MEMORY = SlotMemory(epoch=5, system_identifier="7", timeline=1, slot="s", slot_lsn=100, acked_lsn=500)
 HERE = Identity("7", 1, 900, "app")

@@ -18,7 +18,7 @@ from consumers.database import (
 )
 from consumers.findings import Finding, Level, judge_kafka, judge_publication, judge_redis, judge_server, judge_views
 from consumers.kafka_facts import KafkaFacts
-from consumers.settings import Settings
+from consumers.settings import RegionSettings, Settings
 from invalidator.redis_facts import RedisFacts
 from invalidator.views import Views, load_views
 
@@ -308,12 +308,30 @@ def test_kafka_findings():
         ({"product": "valkey", "version": (7, 2, 0)}, None, None),
         ({"product": "valkey", "version": (7, 1, 9)}, "FAIL", None),
         ({"is_replica": True}, "FAIL", "regions.eu.url: the primary's address"),
-        ({"is_cluster": True}, "FAIL", "regions.eu.url: a single Redis or Valkey"),
+        ({"is_cluster": True}, "FAIL", "regions.eu.topology: cluster"),
         ({"refusal": "denied"}, "FAIL", "ACL SETUSER <user> +function +fcall +fcall_ro"),
     ],
 )
 def test_redis_findings(facts, level, fix):
-    found = [
-        (found_level, found_fix) for found_level, _, found_fix in troubles(judge_redis("eu", replace(REDIS, **facts)))
-    ]
+    judged = judge_redis("eu", [replace(REDIS, **facts)], SETTINGS.regions["eu"])
+    found = [(found_level, found_fix) for found_level, _, found_fix in troubles(judged)]
     assert found == ([] if level is None else [(level, fix)])
+
+
+@pytest.mark.parametrize(("shards", "warned"), [(1, True), (5, True), (6, False)])
+def test_a_cluster_with_few_shards_is_warned_of(shards, warned):
+    region = RegionSettings(url="redis://a,b", topology="cluster", shards=shards)
+    servers = [replace(REDIS, is_cluster=True, server=f"{name}:6379") for name in "abc"]
+    found = list(troubles(judge_redis("eu", servers, region)))
+    assert [level for level, _, _ in found] == (["WARN"] if warned else [])
+    assert not warned or found[0][2].startswith("regions.eu.shards: 24 ")
+
+
+def test_a_finding_about_one_of_several_servers_names_it():
+    region = RegionSettings(url="redis://a,b", topology="cluster", shards=24)
+    servers = [
+        replace(REDIS, is_cluster=True, server="a:1"),
+        replace(REDIS, is_cluster=True, server="b:2", refusal="no"),
+    ]
+    (failed,) = (finding for finding in judge_redis("eu", servers, region) if finding.level is Level.FAIL)
+    assert failed.subject == "region eu, b:2"

@@ -52,7 +52,24 @@ def test_one_stale_entry_fails_the_guard_and_is_what_the_plain_cache_should_show
     assert len(demo.shortcomings(GOOD, VERDICT, NAIVE)) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--seconds", "0"], ["--rate", "-1"], ["--fast"]])
+REBUILT = msgspec.structs.replace(GOOD, rebuilt={"keys": 10}, watched={"moved_on": 500, "deleted": 500})
+
+
+def test_a_rebuild_stands_beside_the_rest():
+    assert demo.result(REBUILT, VERDICT)["rebuild"] == {"keys": 10, "moved_on": 500, "deleted": 500}
+    assert demo.shortcomings(REBUILT, VERDICT, GUARDED) == []
+
+
+@pytest.mark.parametrize("change", [{"moved_back": 1}, {"moved_on": 3}, {"deleted": 0}])
+def test_a_key_that_moved_back_and_a_rebuild_beside_nothing_are_shortcomings(change):
+    counted = msgspec.structs.replace(REBUILT, watched={**REBUILT.watched, **change})
+    assert len(demo.shortcomings(counted, VERDICT, GUARDED)) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--seconds", "0"], ["--rate", "-1"], ["--fast"], ["--rebuild", "9"], ["--rebuild", "10000", "--naive"]],
+)
 def test_wrong_options_are_refused(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         demo.parse(arguments)

@@ -1,8 +1,11 @@
 """The plugin's options and what it costs those who do not use it; no server is started."""
 
+import re
+
 import pytest
 
-from tests.adopter import run_pytest
+from infra.testing import _VARIABLES
+from tests.adopter import ROOT, run_pytest
 
 USES_SERVERS = "def test_it(staleproof): pass\n"
 
@@ -52,6 +55,11 @@ def test_the_option_overrules_the_environment_and_that_the_ini_file(project):
     assert "'from_environment'" in run_pytest(project, STALEPROOF_BACKEND="from_environment").stderr
     done = run_pytest(project, "--staleproof-backend=processes", STALEPROOF_BACKEND="from_environment")
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+def test_the_variables_that_the_makefile_sets_are_those_that_are_looked_at():
+    """One that nobody looks at would run the tests on the other backend, and pass."""
+    assert set(re.findall(r"(STALEPROOF_\w+)=", (ROOT / "Makefile").read_text())) <= set(_VARIABLES.values())
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,13 @@ def test_the_mode_changes_the_digest():
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("86400", "5"), ("    ttl_seconds: 86400\n", ""), ("[email, status]", "[status, email]"), ("template", "tmpl")],
+    [
+        ("86400", "5"),
+        ("    ttl_seconds: 86400\n", ""),
+        ("ttl_seconds: 86400", "load: SELECT 1 AS id, null AS value"),
+        ("[email, status]", "[status, email]"),
+        ("template", "tmpl"),
+    ],
 )
 def test_what_decides_neither_leaves_the_digest(old, new):
     assert digest(old, new) == digest()
@@ -125,8 +131,11 @@ def test_the_digest_of_all_views_sees_each_of_them():
         ("mode: invalidate", "mode: invalidat", "views.yaml:5: views.contact.mode: unknown mode 'invalidat'; did you mean \"invalidate\"?"),
         ("mode: invalidate", "mode: [x]", "views.yaml:5: views.contact.mode: unknown mode a list; use invalidate or refresh"),
         ("ttl_seconds: 86400", "ttl: 86400", 'views.yaml:6: views.contact.ttl: unknown field; did you mean "ttl_seconds"?'),
-        ("ttl_seconds: 86400", "when: 86400", "views.yaml:6: views.contact.when: unknown field; known here: key, mode, tables, ttl_seconds"),
+        ("ttl_seconds: 86400", "when: 86400", "views.yaml:6: views.contact.when: unknown field; known here: key, load, mode, tables, ttl_seconds"),
         ("86400", "0", "views.yaml:6: views.contact.ttl_seconds: should be a whole number from 1 to 315360000, not 0"),
+        ("ttl_seconds: 86400", "load: 86400", "views.yaml:6: views.contact.load: should be a SELECT with a column for each part of the key and `value`"),
+        ("ttl_seconds: 86400", "load: DELETE FROM contacts", "views.yaml:6: views.contact.load: should be a SELECT"),
+        ("mode: refresh", "mode: refresh\n    load: SELECT 1", "views.yaml:15: views.template.load: has no use with mode: refresh"),
         ("86400", "yes", "views.yaml:6: views.contact.ttl_seconds: should be a whole number"),
         ("86400", "", "views.yaml:6: views.contact.ttl_seconds: should be a whole number"),
         ("  template:\n", "  contact:\n", "views.yaml:12: views.contact: is given twice, first on line 3: keep one of them"),

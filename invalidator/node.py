@@ -1,0 +1,102 @@
+"""One server of a region that takes writes: single calls, and a line for what is sent ahead. Door: redis.
+
+All of it raises what redis-py raises; region.py judges that. Only a call of a function that the server did not know is
+sent again here, once the function library is loaded: it did not run.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import redis
+
+from invalidator.redis_errors import LIBRARY_MISSING, judge
+
+LIBRARY = "staleproof1"
+
+
+class Node:
+    """One server that takes writes. Calls are thread-safe; the line belongs to one thread.
+
+    On the line requests are sent ahead of the replies to those before them; replies come in the order of sending.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self._line: Any = None
+        self._unanswered = 0
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether no reply is due on the line."""
+        return not self._unanswered
+
+    def call(self, *command: Any, asking: bool = False) -> Any:
+        """One request and its reply. `asking`: its slot is on the way to this server.
+
+        A function that the server does not know is loaded and called again, once.
+        """
+        send: Any = self._ask if asking else self.client.execute_command
+        try:
+            return send(*command)
+        except redis.ResponseError as error:
+            if judge(str(error)) is not LIBRARY_MISSING:
+                raise
+        self.load()
+        return send(*command)
+
+    def load(self) -> None:
+        """Load the function library unless exactly this one is there."""
+        send: Any = self.client.execute_command
+        if library().encode() not in _flat(send("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")):
+            send("FUNCTION", "LOAD", "REPLACE", library())
+
+    def send(self, *command: Any) -> None:
+        """Send a request on the line. Its reply must be asked for (`answer`), or the line given up (`hang_up`)."""
+        if self._line is None:
+            self._line = self.client.connection_pool.get_connection()
+        self._line.send_packed_command(self._line.pack_command(*command))
+        self._unanswered += 1
+
+    def answer(self) -> Any:
+        """The next reply on the line."""
+        reply = self._line.read_response()
+        self._unanswered -= 1
+        if not self._unanswered:  # the pool looks whether it is still alive before it lends it again
+            line, self._line = self._line, None
+            self.client.connection_pool.release(line)
+        return reply
+
+    def hang_up(self) -> None:
+        """Give up the replies that are due: whether those requests ran is not known."""
+        line, self._line = self._line, None
+        self._unanswered = 0
+        if line is not None:
+            line.disconnect()
+            self.client.connection_pool.release(line)
+
+    def _ask(self, *command: Any) -> Any:
+        with self.client.pipeline(transaction=False) as both:
+            both.execute_command("ASKING").execute_command(*command)  # type: ignore[no-untyped-call]
+            reply = both.execute(raise_on_error=False)[1]  # raising would put the command's values in the message
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+@cache
+def library() -> str:
+    """The function library: every file of `lua/`, in order of name."""
+    files = sorted((f for f in resources.files("invalidator").joinpath("lua").iterdir()), key=lambda f: f.name)
+    return f"#!lua name={LIBRARY}\n" + "".join(f.read_text() for f in files if f.name.endswith(".lua"))
+
+
+def _flat(reply: Any) -> list[Any]:
+    """Every leaf of a nested reply: RESP2 gives lists, RESP3 maps."""
+    if isinstance(reply, dict):
+        return [leaf for pair in reply.items() for leaf in _flat(pair)]
+    if isinstance(reply, list | tuple):
+        return [leaf for part in reply for leaf in _flat(part)]
+    return [reply]

@@ -1,0 +1,343 @@
+"""A region on a Cluster, and one that Sentinel watches: the path from commit to cache, and each answer of a moving slot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+import redis
+
+from cdc.errors import ConfigError, TransientError
+from consumers.regions import open_region, read_views
+from infra.redis_cluster import LocalCluster, Member
+from infra.redis_sentinel import WatchedServers
+from invalidator.guard import Outcome
+from invalidator.layout import Layout
+from invalidator.node import LIBRARY, Node
+from invalidator.nodes import Cluster, Connection, connect
+from invalidator.redis_errors import UNANSWERED
+from invalidator.redis_facts import describe
+from invalidator.redis_url import Topology
+from invalidator.region import Region, RegionFault
+from tests.contacts import load_contact
+from tests.fix_stack import ROOT, MakeSite, Site
+from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched, slot_of_shard
+from tests.fix_world import World
+from tests.integration.test_main_path import load_segment, refuse
+from tests.waiting import wait_until
+
+KEYS = [f"contact:{number}" for number in range(60)]
+
+
+# -- from commit to cache, with the processes that people run --------------------------------------------------------
+
+
+def test_a_commit_reaches_a_cluster(make_site: MakeSite, cluster: LocalCluster) -> None:
+    site = make_site(redis_urls={"eu": cluster.url}, regions={"eu": on_cluster(cluster)})
+    main_path(site)
+    prefix = site.settings.regions["eu"].prefix
+    assert all(list(member.client.scan_iter(match=f"{{{prefix}:*}}:e:*")) for member in cluster.primaries())
+
+
+def test_a_commit_reaches_servers_that_sentinel_watches(make_site: MakeSite, watched: WatchedServers) -> None:
+    main_path(make_site(redis_urls={"eu": watched.url}, regions={"eu": on_watched(watched)}))
+
+
+def main_path(site: Site) -> None:
+    """Fill, change, invalidate, refresh, move, fence; check and selfcheck find nothing wrong."""
+    site.database.execute("INSERT INTO contacts SELECT i, 'old', 's' FROM generate_series(1, 30) i")
+    site.database.execute("INSERT INTO members VALUES (5, 1)")
+    site.start("capture")
+    site.start("invalidate", "--region", "eu")
+    site.wait_open("eu")
+    reader = site.reader("eu")
+    for number in range(1, 31):
+        assert reader.get("contact", number, load_contact(number)) == {"email": "old", "status": "s"}
+        assert reader.get("contact", number, refuse) == {"email": "old", "status": "s"}
+    assert reader.get("segment", 1, load_segment(1)) == [5]
+    site.database.execute("UPDATE contacts SET email = 'new' WHERE id <= 20")
+    site.database.execute("UPDATE members SET segment_id = 2 WHERE contact_id = 5")
+    site.database.execute("INSERT INTO templates VALUES (9, 'hello')")
+    site.wait_drained("eu")
+    for number in range(1, 31):
+        expected = {"email": "new" if number <= 20 else "old", "status": "s"}
+        assert reader.get("contact", number, load_contact(number) if number <= 20 else refuse) == expected
+    assert reader.get("segment", 1, load_segment(1)) == []
+    assert reader.get("template", 9, refuse) == {"id": 9, "body": "hello"}
+    assert command(site, "selfcheck", "--region", "eu")["ok"]
+    assert [f for f in command(site, "check")["findings"] if "region" in f["subject"] and f["level"] != "OK"] == []
+    command(site, "fence", "--view", "contact", "--reason", "test", "--yes")
+    site.wait_alarm("ordered")
+    site.wait_open("eu")
+    assert [n for n in range(1, 31) if cached(site, "contact", n)] == []
+    assert site.alarms() == ["ordered"]
+
+
+def command(site: Site, *words: str) -> Any:
+    """What a command printed as JSON."""
+    config = str(site.directory / "staleproof.yaml")
+    ended = subprocess.run(
+        [sys.executable, "-m", "consumers.cli", *words, "--json", "--config", config],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def cached(site: Site, view: str, number: int) -> bool:
+    region, key = open_region(site.settings, "eu"), f"{view}:{number}"
+    digest = read_views(site.settings.views).views[view].digest
+    return region.read(region.layout.place(key)[0], key, view, digest).status == "HIT"
+
+
+# -- one batch, one answer: the stream is in memory, the cluster is real ---------------------------------------------
+
+
+def fill_all(world: World) -> None:
+    for key in KEYS:
+        assert world.fill(key).outcome in (Outcome.APPLIED, Outcome.SUPERSEDED)
+    assert all(world.read(key) for key in KEYS)
+
+
+def change_all(world: World) -> None:
+    for key in KEYS:
+        world.change({"id": int(key.removeprefix("contact:"))})
+
+
+def other_primary(cluster: LocalCluster, slot: int) -> Member:
+    return next(member for member in cluster.primaries() if member is not cluster.owner(slot))
+
+
+@contextmanager
+def slots_not_read_again(region: Region) -> Iterator[None]:
+    """As within a moment after they were read: the worker's own checks would learn of a move before its batches do."""
+    nodes: Any = region._nodes
+    nodes._due_seconds = time.monotonic() + 600
+    yield
+    nodes._due_seconds = 0.0
+
+
+def test_shards_of_a_cluster_are_invalidated_on_every_node(cluster_world: World) -> None:
+    fill_all(cluster_world)
+    change_all(cluster_world)
+    cluster_world.drain()
+    assert [key for key in KEYS if cluster_world.read(key)] == []
+    fill_all(cluster_world)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_batch_that_meets_a_moved_slot_is_applied_where_the_slot_is(
+    cluster_world: World, cluster: LocalCluster, at_once: bool
+) -> None:
+    """The worker learns of the move by the failure of its batch, and goes on from the rows: nothing is lost."""
+    world = cluster_world
+    fill_all(world)
+    slot = slot_of_shard(world.region, 0)
+    source = cluster.owner(slot)
+    move = cluster.move_slot_at_once if at_once else cluster.move_slot
+    move(slot, other_primary(cluster, slot))
+    change_all(world)
+    with slots_not_read_again(world.region), pytest.raises(RegionFault) as caught:
+        world.drain()
+    assert caught.value.kind == "MOVED"
+    world.drain()
+    assert [key for key in KEYS if world.read(key)] == []
+    assert world.alarms("rewound") == world.alarms("gap") == world.alarms("lost") == 0
+    move(slot, source)
+
+
+def test_a_single_request_follows_a_moved_slot(cluster_world: World, cluster: LocalCluster) -> None:
+    world = cluster_world
+    fill_all(world)
+    for shard in range(SHARDS):
+        slot = slot_of_shard(world.region, shard)
+        cluster.move_slot(slot, other_primary(cluster, slot))
+    with slots_not_read_again(world.region):
+        assert all(world.read(key) for key in KEYS)
+        assert all(world.region.header(shard)["v"] == "1" for shard in range(SHARDS))
+
+
+def test_a_slot_on_its_way_refuses_and_loses_nothing(cluster_world: World, cluster: LocalCluster) -> None:
+    """Half of its keys are gone, and the header with them: batches fail, the header is read where it is."""
+    world = cluster_world
+    fill_all(world)
+    slot = slot_of_shard(world.region, 0)
+    source, target = cluster.owner(slot), other_primary(cluster, slot)
+    cluster.begin_move(slot, target)
+    header = world.region.layout.header_key(0)
+    source.client.execute_command("MIGRATE", "127.0.0.1", target.port, header, 0, 5_000)
+    assert world.region.header(0)["v"] == "1"  # ASK, followed
+    change_all(world)
+    kinds = set()
+    for _ in range(3):
+        with pytest.raises(RegionFault) as caught:
+            world.drain()
+        kinds.add(caught.value.kind)
+    assert kinds <= {"TRYAGAIN", "ASK"}
+    cluster.move_keys(slot, target)
+    cluster.finish_move(slot, target)
+    with suppress(RegionFault):
+        world.drain()  # MOVED, unless the slots were just read again
+    world.drain()
+    assert [key for key in KEYS if world.read(key)] == []
+    assert world.alarms("lost") == 0
+    cluster.move_slot(slot, source)
+
+
+def test_the_library_is_loaded_on_the_node_that_does_not_know_it(cluster_world: World, cluster: LocalCluster) -> None:
+    """Also on one that was no primary of ours when the others were prepared."""
+    world = cluster_world
+    fill_all(world)
+    target = cluster.primaries()[2]
+    target.client.function_flush()
+    assert all(world.read(key) for key in KEYS)
+    assert len(target.client.function_list(library=LIBRARY)) == 1
+    target.client.function_flush()
+    change_all(world)
+    with pytest.raises(RegionFault) as caught:
+        world.drain()
+    assert caught.value.kind == "NOFUNCTION"
+    world.drain()
+    assert [key for key in KEYS if world.read(key)] == []
+    assert world.alarm_count() == 0
+
+
+def test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own(cluster_world: World) -> None:
+    """Six shards on three nodes: replies come in the order of each node, and are asked for in the order of sending."""
+    world = cluster_world
+    fill_all(world)
+    sent: list[Any] = []
+    submit = world.region.submit
+    world.region.submit = lambda shard, batch: sent.append(submit(shard, batch)) or sent[-1]  # type: ignore[method-assign]
+    change_all(world)
+    world.drain()
+    assert len({submitted._node for submitted in sent}) == 3
+    assert len(sent) >= SHARDS
+    assert [key for key in KEYS if world.read(key)] == []
+
+
+def test_a_worker_that_gives_up_leaves_no_reply_behind(cluster_world: World) -> None:
+    """A line with a reply on it would answer the next batch with that of the last."""
+    world = cluster_world
+    fill_all(world)
+    change_all(world)
+    world.worker.turn()  # whatever is under way ...
+    world.region.abandon()
+    world.worker._lose_footing()  # ... is given up
+    change_all(world)
+    world.drain()
+    assert [key for key in KEYS if world.read(key)] == []
+    assert world.region._talking == set()
+
+
+def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalCluster) -> None:
+    """Nobody prepares a reader's region anew, as a worker does: it must find the promoted one by itself."""
+    region = cluster_region(cluster)
+    assert region.header(0) == {}
+    nodes: Any = region._nodes
+    slot = slot_of_shard(region, 0)
+    nodes._slots[slot] = Node(redis.Redis(port=1))
+    nodes._due_seconds = 0.0
+    with pytest.raises(RegionFault):
+        region.header(0)
+    assert region.header(0) == {}
+
+
+def test_a_server_without_a_cluster_is_named_so(redis_url: str) -> None:
+    region = Region("eu", connect(Connection(url=redis_url, topology=Topology.CLUSTER)), Layout())
+    with pytest.raises(Exception, match="topology: single"):
+        region.header(0)
+
+
+def test_check_names_what_is_wrong_with_a_topology(redis_url: str, watched: WatchedServers) -> None:
+    with pytest.raises(ConfigError, match="not part of a cluster: set the region's topology: single"):
+        describe(Connection(url=redis_url, topology=Topology.CLUSTER))
+    other = Connection(url=watched.url, topology=Topology.SENTINEL, sentinel_master="other")
+    with pytest.raises(TransientError, match="no Sentinel of url knows a primary other"):
+        describe(other)
+
+
+def test_check_asks_every_primary_of_a_cluster(cluster: LocalCluster) -> None:
+    facts = describe(Connection(url=cluster.url, topology=Topology.CLUSTER))
+    assert sorted(f.server for f in facts) == sorted(f"127.0.0.1:{member.port}" for member in cluster.primaries())
+    assert all(f.is_cluster and not f.is_replica and f.refusal is None for f in facts)
+
+
+def test_a_node_of_a_cluster_behind_a_single_url_is_named_so(cluster: LocalCluster) -> None:
+    layout = cluster_region(cluster).layout
+    single = Region("eu", connect(Connection(url=cluster.url.split(",", maxsplit=1)[0])), layout)
+    with pytest.raises(RegionFault, match="topology: cluster"):
+        [single.header(shard) for shard in range(SHARDS)]
+
+
+def test_seeds_that_are_away_are_passed_over(cluster: LocalCluster) -> None:
+    url = "redis://127.0.0.1:1," + cluster.url.removeprefix("redis://")
+    region = Region("eu", connect(Connection(url=url, topology=Topology.CLUSTER)), Layout(prefix="seed", shards=SHARDS))
+    assert [region.header(shard) for shard in range(SHARDS)] == [{}] * SHARDS
+
+
+def test_a_cluster_that_is_away_is_unreachable_and_asked_again(cluster: LocalCluster) -> None:
+    region = Region("eu", connect(Connection(url="redis://127.0.0.1:1", topology=Topology.CLUSTER)), Layout())
+    for _ in range(2):
+        with pytest.raises(RegionFault) as caught:
+            region.header(0)
+        assert caught.value.kind in ("UNREACHABLE", "CLUSTERDOWN")
+
+
+def test_slots_are_read_by_one_thread_while_others_go_on(cluster: LocalCluster) -> None:
+    """A node that hangs would otherwise hold every reader of a process."""
+    nodes = connect(Connection(url=cluster.url, topology=Topology.CLUSTER))
+    assert isinstance(nodes, Cluster)
+    served = nodes.serving("{a}")
+    held, go_on = threading.Event(), threading.Event()
+    read = nodes._read
+
+    def slowly() -> Any:
+        held.set()
+        assert go_on.wait(20)
+        return read()
+
+    nodes._read = slowly  # type: ignore[method-assign]
+    nodes._due_seconds = 0.0
+    nodes.doubt(UNANSWERED)
+    looking = threading.Thread(target=nodes.serving, args=("{a}",))
+    looking.start()
+    assert held.wait(20)
+    nodes.doubt(UNANSWERED)  # another thread met the fault as well
+    assert nodes.serving("{a}") is served
+    go_on.set()
+    looking.join(20)
+    assert not looking.is_alive()
+
+
+def test_a_primary_that_sentinel_replaced_is_left_though_it_still_answers(watched: WatchedServers) -> None:
+    """Between the decision and the old one's demotion pass seconds, and longer where it is cut off."""
+    settings = on_watched(watched)
+    options = Connection(url=watched.url, topology=Topology.SENTINEL, sentinel_master=settings["sentinel_master"])
+    region = Region("eu", connect(options), Layout(prefix=settings["prefix"]))
+    region.prepare()
+
+    def port() -> int:
+        info = region._nodes.call("", "INFO", "server")
+        return int(info["tcp_port"])
+
+    before = port()
+    old = watched.fail_over()
+    assert watched.client(old).ping()
+    wait_until(lambda: port() != before, "another primary is asked", seconds=5)
+
+
+def test_an_address_with_a_login_reaches_a_primary_behind_sentinels(watched: WatchedServers) -> None:
+    """User and password are those of the servers; the Sentinels here ask for none."""
+    with watched.client(watched.primary()) as client:
+        client.acl_setuser("app", enabled=True, passwords=["+hunter2"], commands=["+@all"], keys=["*"], channels=["*"])
+    url = watched.url.replace("redis://", "redis://app:hunter2@")
+    nodes = connect(Connection(url=url, topology=Topology.SENTINEL, sentinel_master="staleproof"))
+    assert nodes.call("", "ACL", "WHOAMI") == b"app"

@@ -1,0 +1,97 @@
+"""What counts as done, and what is chosen, without servers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from cdc.errors import ConfigError
+from consumers.replay_database import Summary, choose, lines_of
+from consumers.replay_job import Aim, InOrder, Keys, stages_of
+from invalidator.views import load_views
+
+VIEWS = load_views(
+    """
+version: 1
+views:
+  contact: {key: "contact:{id}", load: SELECT, tables: {public.contacts: {}}}
+  segment: {key: "segment:{id}", tables: {public.segments: {}}}
+  template: {key: "template:{id}", mode: refresh, tables: {public.templates: {}}}
+""",
+    place="v",
+)
+
+
+def names(aim):
+    views, skipped = choose(aim, VIEWS)
+    return [view.name for view in views], skipped
+
+
+def test_steps_that_end_early_count_when_all_before_them_have_ended():
+    order = InOrder()
+    assert order.finish(2, "b", Counter(x=2)) == []
+    assert order.finish(3, "c", Counter(x=3)) == []
+    assert order.finish(1, "a", Counter(x=1)) == [("a", {"x": 1}), ("b", {"x": 2}), ("c", {"x": 3})]
+    assert order.finish(4, None, Counter()) == [(None, {})]
+
+
+def test_all_means_what_can_be_rebuilt_and_says_what_cannot():
+    assert names(Aim(everything=True)) == (["contact", "template"], ("segment",))
+
+
+def test_keys_name_their_views():
+    assert names(Aim(keys=("template:1", "contact:1", "template:2"))) == (["template", "contact"], ())
+
+
+def test_a_key_of_another_view_than_the_one_named_is_refused():
+    with pytest.raises(ConfigError, match="'template:1' is a key of no view"):
+        choose(Aim(views=("contact",), keys=("template:1",)), VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("aim", "complaint"),
+    [
+        (Aim(), "nothing to rebuild is named"),
+        (Aim(everything=True, views=("contact",)), "--all means every view, and --view some"),
+        (Aim(views=("contact",), keys=("contact:1",), where="true"), "--key and --where both choose keys"),
+        (Aim(views=("contact",), warm_from="us", fence_first=True), "--fence-first is about all keys of a view, and --warm-from"),
+        (Aim(views=("contact", "template"), where="true"), "--where is a condition on one view"),
+    ],
+)  # fmt: skip
+def test_options_that_contradict_one_another_are_refused(aim, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        choose(aim, VIEWS)
+
+
+def test_every_fence_comes_before_the_first_fill_and_every_sweep_after_the_last():
+    views, _ = choose(Aim(everything=True), VIEWS)
+    stages = stages_of(Aim(fence_first=True, sweep=True), views)
+    assert [stage.kind for stage in stages] == ["fence", "fence", "pages", "pages", "sweep", "sweep"]
+    assert [stage.kind for stage in stages_of(Aim(warm_from="us"), views)] == ["keys", "keys"]
+
+
+def test_keys_are_worked_on_in_pieces_that_say_where_to_go_on():
+    done = []
+    feed = Keys(["a", "b", "c"], 2, lambda _, keys: Counter(done=done.append(keys) or len(keys)))
+    steps = [feed.take(None), feed.take(None), feed.take(None)]
+    assert [(step.number, step.keys, step.mark) for step in steps[:2]] == [(1, 2, "b"), (2, 1, "c")]
+    assert steps[2] is None
+    assert steps[1].work() == {"done": 1}
+    assert done == [["c"]]
+
+
+def test_the_summary_is_lines_for_a_ticket():
+    counts = {"read": 1_200, "filled eu": 1_100, "filled us": 900, "refused us": 3}
+    summary = Summary(
+        complete=True, dry_run=False, regions=("eu", "us"), views={"contact": counts}, skipped=("segment",),
+        samples={}, resumed_at=200, seconds=1.5, keys_per_second=800,
+    )  # fmt: skip
+    assert lines_of(summary) == [
+        "replay database: done; 1.5 s, 800 keys/s",
+        "gone on with after 200 keys of an earlier run",
+        "view contact: 1,200 read",
+        "  region eu: 1,100 filled",
+        "  region us: 900 filled, 3 refused",
+        "view segment: left out, it has no `load`",
+    ]
