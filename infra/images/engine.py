@@ -118,7 +118,8 @@ def _start(directory: Path) -> None:
             ["dockerd"], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
         )
     identity = warden.identify(process.pid)
-    _record(directory).write_text(json.dumps(identity), encoding="utf-8")
+    if identity is not None:  # it may have ended already: `answers` says so, and there is nothing to stop
+        _record(directory).write_text(json.dumps(identity), encoding="utf-8")
 
     def answers() -> bool:
         if process.poll() is not None:
