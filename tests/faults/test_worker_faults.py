@@ -159,8 +159,13 @@ def test_a_rebalance_every_three_seconds(site: Site, worker: subprocess.Popen[by
         stopwatch.start()
         for _ in range(REBALANCES):
             before, due = watermark(site, "eu"), time.monotonic() + REBALANCE_SECONDS
+            started = len(site.logged("worker_started"))
             second = site.start(*WORKER)
             wait_until(lambda due=due: time.monotonic() > due, "it is time for the next one", seconds=10)
+            # one that is told to stop before it listens for it just dies
+            wait_until(
+                lambda n=started: len(site.logged("worker_started")) > n, "the second worker started", seconds=30
+            )
             stopped(second)
             wait_until(lambda before=before: watermark(site, "eu") > before, "the watermark moves", seconds=10)
         stopwatch.converged(site, load)
