@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, read_views
@@ -243,7 +245,7 @@ def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalClust
     assert region.header(0) == {}
     nodes: Any = region._nodes
     slot = slot_of_shard(region, 0)
-    nodes._slots[slot] = Node(redis.Redis(port=1))
+    nodes._slots[slot] = Node(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     nodes._due_seconds = 0.0
     with pytest.raises(RegionFault):
         region.header(0)
