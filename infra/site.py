@@ -38,6 +38,7 @@ from infra.proxy import FaultProxy
 from infra.servers import Servers
 from infra.site_faults import SiteFaults
 from infra.table_counts import TableCounts
+from infra.topologies import TopologyServers
 from infra.waiting import wait_until
 from invalidator.views import Views
 
@@ -65,6 +66,8 @@ class Site:
     """View -> how the application loads one object: from a connection and the key's part, or a mapping of its parts."""
     proxies: Mapping[str, FaultProxy] = field(default_factory=dict)
     """Region -> what stands between its Redis and everybody else, where the site was made with `proxied`."""
+    topologies: Mapping[str, TopologyServers] = field(default_factory=dict)
+    """Region -> its servers, with tools to move slots or to fail over, where the site was made with `topology`."""
     resources: ExitStack = field(default_factory=ExitStack)
     """Closed with the site."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)

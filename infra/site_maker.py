@@ -31,6 +31,7 @@ from infra.processes import StackError, Warden
 from infra.proxy import FaultProxy
 from infra.servers import Servers
 from infra.site import Site
+from infra.topologies import Topologies, TopologyServers, settings_of
 
 Schema = str | Path | Callable[[str], object]
 """SQL text; a file, or a directory whose `*.sql` files are run in order of name; or what is called with a libpq URI."""
@@ -49,15 +50,21 @@ class SiteMaker:
     directory: Path
     living: list[Site] = field(default_factory=list)
     warden: Warden
+    topologies: Topologies
 
     @classmethod
     @contextmanager
-    def open(cls, servers: Servers, directory: Path) -> Iterator[Self]:
-        """Ends every site with the block; if this process is killed, the sites' processes end as well."""
+    def open(cls, servers: Servers, directory: Path, *, redis_server: Path | None = None) -> Iterator[Self]:
+        """Ends every site with the block; if this process is killed, the sites' processes end as well.
+
+        `redis_server`: the program of a Cluster or of servers watched by Sentinel, where a site asks for them.
+        """
         guard = Warden(log=directory / "site-warden.log")
-        maker = cls(servers=servers, directory=directory, warden=guard)
+        topologies = Topologies(directory, guard, redis_server)
+        maker = cls(servers=servers, directory=directory, warden=guard, topologies=topologies)
         with ExitStack() as last:
             last.callback(guard.close)
+            last.callback(topologies.close)
             last.callback(maker._end_all)
             yield maker
 
@@ -69,6 +76,7 @@ class SiteMaker:
         loaders: Mapping[str, Loader] | None = None,
         regions: Collection[str] | Mapping[str, Mapping[str, Any]] | None = None,
         redis_urls: Mapping[str, str] | None = None,
+        topology: Mapping[str, str] | None = None,
         proxied: bool = False,
         start: bool = True,
         directory: Path | None = None,
@@ -78,17 +86,28 @@ class SiteMaker:
 
         `views` is YAML text or a file. `regions`: only these of the servers', with settings of each where it is a
         mapping, such as `{"eu": {"shards": 4}}`; `redis_urls`: servers of the test's own instead.
+        `topology`: regions on a Cluster or behind Sentinels, such as `{"eu": "cluster"}`, as native processes.
         `proxied` puts a fault proxy in front of every Redis. `sections` add to those of staleproof.yaml, such as
         `worker={"batch_records": 10}`. A publication of the views' tables is made unless the schema makes it.
         Raises StackError, ConfigError, psycopg.Error.
         """
-        extra = regions if isinstance(regions, Mapping) else {}
+        extra = dict(regions) if isinstance(regions, Mapping) else {}
+        urls = redis_urls or self._urls(regions)
+        for region in topology or ():
+            if region not in urls:
+                raise StackError(f"topology names region {region!r}, and the site has only {', '.join(urls)}")
+        several = {region: self.topologies.servers(kind) for region, kind in (topology or {}).items()}
+        if several and proxied:
+            raise StackError("a fault proxy stands before one server: leave out proxied, or topology")
+        for region, there in several.items():
+            extra[region] = {**settings_of(there), **extra.get(region, {})}
         site = self._make(
             directory=directory,
             schema=schema,
             views=views,
             loaders=loaders or {},
-            urls=redis_urls or self._urls(regions),
+            urls=urls,
+            topologies=several,
             proxied=proxied,
             region_settings=extra,
             sections=sections,
@@ -118,6 +137,7 @@ class SiteMaker:
         views: str | Path,
         loaders: Mapping[str, Loader],
         urls: Mapping[str, str],
+        topologies: Mapping[str, TopologyServers],
         proxied: bool,
         region_settings: Mapping[str, Mapping[str, Any]],
         sections: Mapping[str, Mapping[str, Any]],
@@ -150,6 +170,7 @@ class SiteMaker:
                 warden=self.warden,
                 loaders=loaders,
                 proxies=proxies,
+                topologies=topologies,
             )
             self.living.append(site)
             undo.callback(self.living.remove, site)

@@ -98,7 +98,8 @@ def staleproof_factory(
     """Makes sites in any scope: `with staleproof_factory.make(...) as site: yield site`."""
     from infra.site_maker import SiteMaker
 
-    with SiteMaker.open(staleproof_servers, tmp_path_factory.mktemp("sites")) as maker:
+    redis_server = _choice(request.config).redis_server
+    with SiteMaker.open(staleproof_servers, tmp_path_factory.mktemp("sites"), redis_server=redis_server) as maker:
         reporter = _Reporter(maker)
         request.config.pluginmanager.register(reporter)
         yield maker

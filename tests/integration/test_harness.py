@@ -18,6 +18,7 @@ from infra.site import Site
 from infra.site_maker import SiteMaker
 from infra.stack import Stack
 from infra.testing import MakeSite
+from invalidator.nodes import slot_of
 from invalidator.reader import CacheReader
 from tests.adopter import EXAMPLE
 
@@ -347,3 +348,32 @@ def test_a_site_reader_is_the_reader_that_applications_use(site: Site, product: 
         "name": "lamp", "maker": None, "prices": {},
     }  # fmt: skip
     assert site.is_cached("product", product, region="eu")
+
+
+def test_a_region_on_several_servers_is_a_region_like_any_other(staleproof: MakeSite) -> None:
+    site = staleproof(
+        schema=SCHEMA, views=VIEWS, loaders={"product": load_product}, topology={"eu": "cluster", "us": "sentinel"},
+        regions=["eu", "us"],
+    )  # fmt: skip
+    site.database.execute("INSERT INTO products VALUES (1, 'pen', 'a')")
+    site.assert_fresh("product", 1)
+    before = {region: site.reader(region).layout.shards for region in ("eu", "us")}
+    cluster, watched = site.topologies["eu"], site.topologies["us"]
+    assert before == {"eu": 6, "us": 1}
+    layout = site.reader("eu").layout
+    slot = slot_of(layout.header_key(layout.place("product:1")[0]))
+    source = cluster.owner(slot)
+    cluster.move_slot(slot, next(member for member in cluster.primaries() if member is not source))
+    old = watched.primary()
+    watched.fail_over()
+    assert watched.primary() is not old
+    site.change_and_wait("UPDATE products SET name = 'pencil'")
+    site.assert_fresh("product", 1)
+    assert site.read("product", 1, region="us")["name"] == "pencil"
+
+
+def test_an_unknown_topology_is_named(staleproof: MakeSite) -> None:
+    with pytest.raises(StackError, match="there is no topology 'ring'; known are cluster, sentinel"):
+        staleproof(schema=SCHEMA, views=VIEWS, topology={"eu": "ring"})
+    with pytest.raises(StackError, match="topology names region 'asia', and the site has only eu, us, ap"):
+        staleproof(schema=SCHEMA, views=VIEWS, topology={"asia": "cluster"})
