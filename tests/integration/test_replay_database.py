@@ -62,15 +62,20 @@ def shared(staleproof_factory, tmp_path_factory):
 @pytest.fixture
 def place(shared):
     """The site without rows and entries."""
-    for table in ("contacts", "members", "templates", "odd"):
-        shared.database.execute(f"DELETE FROM {table}")
+    return emptied(shared, "contacts", "members", "templates", "odd")
+
+
+def emptied(site, *tables):
+    """Without rows of these, entries, and a state file."""
+    for table in tables:
+        site.database.execute(f"DELETE FROM {table}")
     for region in ("eu", "us"):
-        shared.wait_drained(region)
-        opened = open_region(shared.settings, region)
+        site.wait_drained(region)
+        opened = open_region(site.settings, region)
         for key in list(opened.keys("")):
             opened.unlink(0, [key])
-    (shared.directory / "staleproof-replay.json").unlink(missing_ok=True)
-    return shared
+    (site.directory / "staleproof-replay.json").unlink(missing_ok=True)
+    return site
 
 
 def replay(site, *options, code=0, kill=None):
