@@ -36,6 +36,9 @@ RETRY_SECONDS = (0.1, 0.5, 2.0)
 
 SAVE_SECONDS = 1.0
 
+JOIN_SECONDS = 0.1
+"""Whoever waits is told so soon that the command is to stop."""
+
 
 class Aim(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator wants rebuilt. `views` empty: those of `keys`, or with `everything` all that can be.
@@ -230,10 +233,11 @@ class Job:
                 waited += 0.1
 
     def _work(self, stage: Stage, progress: Progress) -> None:
-        """One stage by several threads. The first failure of one ends them all."""
+        """One stage by several threads. The first failure of one ends them all, also where they wait."""
         feed, total = self._feed(stage)
         order = InOrder()
-        limit = RateLimit(self._aim.rate, wait=self._stop.wait)
+        ending = threading.Event()
+        limit = RateLimit(self._aim.rate, wait=ending.wait)
         failures: list[BaseException] = []
 
         def finish(step: Step, counts: Counts) -> None:
@@ -247,21 +251,26 @@ class Job:
 
         def work() -> None:
             try:
-                with self._rebuild(stage) as rebuild:
-                    while not self._stop.is_set() and not failures and (step := feed.take(rebuild)) is not None:
+                with self._rebuild(stage, ending) as rebuild:
+                    while not ending.is_set() and (step := feed.take(rebuild)) is not None:
                         limit.spend(step.keys)
-                        finish(step, step.work())
+                        if not ending.is_set():
+                            finish(step, step.work())
             except Stopped:
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again below, by the thread that waits
                 failures.append(error)
+                ending.set()
 
         progress.expect(total)
         threads = [threading.Thread(target=work, name=f"replay-{n}", daemon=True) for n in range(self._aim.parallel)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(JOIN_SECONDS)
+                if self._stop.is_set():
+                    ending.set()
         if failures:
             self._save()
             raise failures[0]
@@ -277,7 +286,7 @@ class Job:
                 return
             if self._stop.wait(seconds):
                 return
-            with self._rebuild(stage) as rebuild:
+            with self._rebuild(stage, self._stop) as rebuild:
                 left = len(set().union(*kept.values()))
                 while left > 0 and not self._stop.is_set():
                     counts += rebuild.fill_refused(self._aim.batch)
@@ -305,11 +314,11 @@ class Job:
         return Keys(keys, batch, work), len(keys)
 
     @contextmanager
-    def _rebuild(self, stage: Stage) -> Iterator[Rebuild]:
+    def _rebuild(self, stage: Stage, stop: threading.Event) -> Iterator[Rebuild]:
         """A rebuild, or its preview, on a connection of its own."""
         target = Target(
             regions=self._regions,
-            stop=self._stop,
+            stop=stop,
             refused=self._refused,
             patience_seconds=self._aim.patience_seconds,
         )

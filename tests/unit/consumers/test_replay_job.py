@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, TransientError
+from consumers.progress import Progress
 from consumers.replay_database import Summary, choose, lines_of
-from consumers.replay_job import Aim, InOrder, Keys, stages_of
+from consumers.replay_job import Aim, InOrder, Job, Keys, Step, stages_of
+from consumers.resume import Resume
 from invalidator.views import load_views
 
 VIEWS = load_views(
@@ -95,3 +100,61 @@ def test_the_summary_is_lines_for_a_ticket():
         "  region us: 900 filled, 3 refused",
         "view segment: left out, it has no `load`",
     ]
+
+
+class BareJob(Job):
+    """A job whose steps are given, without servers."""
+
+    def __init__(self, tmp_path, steps, stop=None, **aim):
+        (view,) = choose(Aim(views=("contact",)), VIEWS)[0]
+        resume = Resume(tmp_path / "state", {})
+        super().__init__(None, Aim(**aim), stop or threading.Event(), resume, [view], [])
+        self._steps = iter(steps)
+
+    def _rows(self, view):
+        return nullcontext((None, None))
+
+    def _rebuild(self, stage, stop):
+        return nullcontext(None)
+
+    def _feed(self, stage):
+        return self, 0
+
+    def take(self, rebuild):
+        return next(self._steps, None)
+
+
+def run_at_most(seconds, job):
+    """What it raised, if anything, once it has ended."""
+    raised = []
+
+    def run():
+        try:
+            with Progress(None, "keys", as_json=True) as progress:
+                job.run(progress)
+        except TransientError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+    return raised
+
+
+def test_a_failure_ends_also_those_who_wait_for_their_turn(tmp_path):
+    """At one key per second the thread beside would have waited 1,000 seconds before it looked."""
+
+    def fail():
+        raise TransientError("away")
+
+    job = BareJob(tmp_path, [Step(n, 1_000, n, fail) for n in (1, 2)], rate=1.0, parallel=2)
+    assert [str(error) for error in run_at_most(5, job)] == ["away"]
+
+
+def test_a_stop_ends_those_who_wait_for_their_turn(tmp_path):
+    stop = threading.Event()
+    steps = [Step(1, 1_000, 1, lambda: stop.set() or Counter(read=1)), Step(2, 1_000, 2, Counter)]
+    job = BareJob(tmp_path, steps, stop, rate=1.0, parallel=2)
+    assert run_at_most(5, job) == []
+    assert json.loads((tmp_path / "state").read_text())["progress"]["mark"] == 1
