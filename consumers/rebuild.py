@@ -123,11 +123,19 @@ class Rebuild:
     def fill_refused(self, limit: int) -> Counts:
         """Load up to `limit` of the refused keys again, and offer each to the regions that refused it."""
         taken = self._target.refused.take(limit)
-        loaded = self._load_keys(sorted(set().union(*taken.values())))
-        counts = self.remove(loaded.absent)
-        wanted = {region: taken[region.name] for region in self._target.regions if region.name in taken}
-        self._offer(loaded.objects, loaded.proof, wanted, counts)
-        return counts
+        try:
+            loaded = self._load_keys(sorted(set().union(*taken.values())))
+            counts = self.remove(loaded.absent)
+            wanted = {region: taken[region.name] for region in self._target.regions if region.name in taken}
+            self._offer(loaded.objects, loaded.proof, wanted, counts)
+        except BaseException:
+            for region, keys in taken.items():
+                self._target.refused.add(region, keys)
+            raise
+        told = {*loaded.objects.values, *loaded.absent}
+        for region, keys in taken.items():
+            counts[f"refused {region}"] += len(keys - told)  # hashed: of which object is not known any more
+        return +counts
 
     def fill_keys(self, keys: Sequence[str]) -> Counts:
         """Load these keys and offer them; unlink those that the database does not have."""
