@@ -107,6 +107,10 @@ class Feed(Protocol):
         """The next one; None at the end."""
 
 
+ENDED = "ended"
+"""The mark after the last page: nothing is left of the stage but what was refused."""
+
+
 class Pages:
     """All objects of a view: each page begins where the one before ended, so they are loaded one after the other."""
 
@@ -126,7 +130,8 @@ class Pages:
             self._after, self._ended = objects.last, objects.last is None
             self._number += 1
             rows = len(objects.values) + objects.keyless
-            return Step(self._number, rows, objects.last, lambda: rebuild.fill(objects, proof))
+            mark = ENDED if self._ended else self._after
+            return Step(self._number, rows, mark, lambda: rebuild.fill(objects, proof))
 
 
 class Keys:
@@ -180,6 +185,10 @@ class Job:
     def run(self, progress: Progress) -> bool:
         """Every stage that is not done. False when stopped."""
         self._go_on(progress)
+        for view in self._views.values():
+            with self._rows(view):
+                pass  # a view that cannot be rebuilt is told before one is fenced; so is a state file, just below
+        self._save()
         while self._at < len(self._stages):
             stage = self._stages[self._at]
             try:
@@ -297,6 +306,8 @@ class Job:
 
     def _feed(self, stage: Stage) -> tuple[Feed, int]:
         view, batch = self._views[stage.view], self._aim.batch
+        if self._mark == ENDED:
+            return Keys((), batch, Rebuild.fill_keys), 0
         if stage.kind == "pages":
             with self._rows(view) as (rows, database):
                 total = max(0, rows.estimate(database) - self.counts[view.name]["read"])

@@ -11,7 +11,7 @@ from consumers.database import open_database
 from consumers.view_rows import SESSION, ViewRows
 from invalidator.views import key_parts, load_views
 from tests.fix_stack import SCHEMA
-from tests.integration.test_replay_database import emptied, eu, value
+from tests.integration.test_replay_database import emptied, eu, replay, value
 
 VIEWS = """
 version: 1
@@ -144,3 +144,11 @@ def test_a_strange_row_is_rebuilt_as_the_worker_writes_it_and_survives_a_sweep(p
     assert value(place, key) == written
     counts = eu(place, "--key", key)["strange"]
     assert (counts["read"], counts.get("absent"), value(place, key)) == (1, None, written)
+
+
+def test_a_view_that_cannot_be_rebuilt_is_not_fenced(place):
+    header = place.header("eu")["s:segment"]
+    options = ("--view", "contact", "--view", "segment", "--region", "eu", "--fence-first", "--yes")
+    _, err = replay(place, *options, code=2)
+    assert "view segment has no `load`" in err
+    assert place.header("eu")["s:segment"] == header

@@ -12,8 +12,9 @@ import pytest
 from cdc.errors import ConfigError, TransientError
 from consumers.progress import Progress
 from consumers.replay_database import Summary, choose, lines_of
-from consumers.replay_job import Aim, InOrder, Job, Keys, Step, stages_of
+from consumers.replay_job import ENDED, Aim, InOrder, Job, Keys, Pages, Stage, Step, stages_of
 from consumers.resume import Resume
+from consumers.view_rows import Objects
 from invalidator.views import load_views
 
 VIEWS = load_views(
@@ -158,3 +159,37 @@ def test_a_stop_ends_those_who_wait_for_their_turn(tmp_path):
     job = BareJob(tmp_path, steps, stop, rate=1.0, parallel=2)
     assert run_at_most(5, job) == []
     assert json.loads((tmp_path / "state").read_text())["progress"]["mark"] == 1
+
+
+class OnePage:
+    """Stands in for a rebuild: two objects, read in pages."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def load_page(self, after, limit):
+        left = [part for part in ("1", "2") if after is None or (part,) > tuple(after)]
+        last = (left[limit - 1],) if len(left) >= limit else None
+        return Objects({f"contact:{part}": b"1" for part in left[:limit]}, last), None
+
+    def fill(self, objects, proof):
+        return Counter(read=len(objects.values))
+
+
+def test_after_the_last_page_nothing_is_read_again(tmp_path):
+    """Killed while refused keys wait to be read again, it would have begun anew."""
+    job = BareJob(tmp_path, [])
+    feed = Pages(None, 2)
+    marks = []
+    while (step := feed.take(OnePage(2))) is not None:
+        marks.append(step.mark)
+    assert marks == [("2",), ENDED]
+    job._mark = ENDED
+    feed, total = Job._feed(job, Stage("pages", "contact"))
+    assert (feed.take(None), total) == (None, 0)
+
+
+def test_a_state_file_that_cannot_be_written_is_told_before_anything_is_done(tmp_path):
+    job = BareJob(tmp_path / "nowhere", [Step(1, 1, 1, lambda: pytest.fail("it began"))])
+    with Progress(None, "keys", as_json=True) as progress, pytest.raises(ConfigError, match="cannot be written"):
+        job.run(progress)
