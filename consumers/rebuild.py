@@ -250,22 +250,27 @@ class Rebuild:
         return [fill.key for fill, answer in zip(fills, answers, strict=True) if answer.outcome is Outcome.REFUSED]
 
     def _patiently(self, region: Region, call: Callable[[], T]) -> T:
-        """What `call` returns, once the region can be asked. Raises TransientError when patience ends, Stopped."""
-        began, (pause, longest) = time.monotonic(), PAUSE_SECONDS
-        while True:
-            try:
-                return call()
-            except TransientError as error:
-                waited = time.monotonic() - began
-                if waited > self._target.patience_seconds:
-                    message = f"{error}: waited {waited:.0f} s for region {region.name}: run the same command again"
-                    raise TransientError(message) from error
-            self._wait(pause)
-            pause = min(2 * pause, longest)
+        return patiently(region.name, call, self._target.stop, self._target.patience_seconds)
 
     def _wait(self, seconds: float) -> None:
         if self._target.stop.wait(seconds):
             raise Stopped
+
+
+def patiently(region: str, call: Callable[[], T], stop: threading.Event, patience_seconds: float) -> T:
+    """What `call` returns, once the region can be asked. Raises TransientError when patience ends, Stopped."""
+    began, (pause, longest) = time.monotonic(), PAUSE_SECONDS
+    while True:
+        try:
+            return call()
+        except TransientError as error:
+            waited = time.monotonic() - began
+            if waited > patience_seconds:
+                message = f"{error}: waited {waited:.0f} s for region {region}: run the same command again"
+                raise TransientError(message) from error
+        if stop.wait(pause):
+            raise Stopped
+        pause = min(2 * pause, longest)
 
 
 def is_negative(data: bytes) -> bool:

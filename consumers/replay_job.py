@@ -7,10 +7,12 @@ done, so that a killed job goes on.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -20,15 +22,17 @@ from consumers import fence
 from consumers.database import open_database
 from consumers.preview import Preview, Samples
 from consumers.progress import Every, Progress, RateLimit
-from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target
+from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target, patiently
 from consumers.regions import open_region
 from consumers.resume import Resume
 from consumers.settings import Settings, SourceSettings
 from consumers.view_rows import SESSION, Parts, ViewRows
-from invalidator.layout import REGION_SCOPE, Scope, view_scope
+from invalidator.layout import REGION_SCOPE, Row, Scope, row_field, view_scope
 from invalidator.loading import ProvenSource
 from invalidator.region import Region
 from invalidator.views import View, can_render
+
+T = TypeVar("T")
 
 OPEN_SECONDS = 60.0
 RETRY_SECONDS = (0.1, 0.5, 2.0)
@@ -228,18 +232,24 @@ class Job:
         if self._aim.dry_run:
             return
         view = self._views[stage.view]
-        before = {(r, shard): _generation(r, shard, view) for r in self._regions for shard in range(r.layout.shards)}
-        for order in fence_orders(self._settings, self._aim, [view], self._regions):
+        orders = [
             fence.publish(self._settings, order)
-        for (region, shard), old in before.items():
-            waited = 0.0
-            while (now := _generation(region, shard, view)) is None or now == old:
-                if waited > OPEN_SECONDS:
-                    message = f"region {region.name} did not obey the fence of view {view.name} within {waited:.0f} s"
-                    raise ConfigError(f"{message}: look whether its worker runs, then run the same command again")
-                if self._stop.wait(0.1):
-                    return
-                waited += 0.1
+            for order in fence_orders(self._settings, self._aim, [view], self._regions)
+        ]
+        control, end = row_field(orders[0].topic, 0), max(order.offset for order in orders) + 1
+        deadline = time.monotonic() + OPEN_SECONDS
+        for region in self._regions:
+            for shard in range(region.layout.shards):
+                while not _obeyed(self._patiently(region, partial(region.header, shard)), control, end, view):
+                    if time.monotonic() > deadline:
+                        message = f"region {region.name} did not obey the fence of view {view.name}"
+                        remedy = "look whether its worker runs, then run the same command again"
+                        raise ConfigError(f"{message} within {OPEN_SECONDS:.0f} s: {remedy}")
+                    if self._stop.wait(0.1):
+                        return
+
+    def _patiently(self, region: Region, call: Callable[[], T]) -> T:
+        return patiently(region.name, call, self._stop, self._aim.patience_seconds)
 
     def _work(self, stage: Stage, progress: Progress) -> None:
         """One stage by several threads. The first failure of one ends them all, also where they wait."""
@@ -306,6 +316,10 @@ class Job:
 
     def _feed(self, stage: Stage) -> tuple[Feed, int]:
         view, batch = self._views[stage.view], self._aim.batch
+
+        def cached(region: Region) -> set[str]:
+            return self._patiently(region, lambda: set(_cached(region, view)))
+
         if self._mark == ENDED:
             return Keys((), batch, Rebuild.fill_keys), 0
         if stage.kind == "pages":
@@ -313,12 +327,12 @@ class Job:
                 total = max(0, rows.estimate(database) - self.counts[view.name]["read"])
             return Pages(None if self._mark is None else tuple(self._mark), batch), total
         if stage.kind == "sweep":
-            names = {key for region in self._regions for key in _cached(region, view)}
+            names = set().union(*map(cached, self._regions))
             work = Rebuild.sweep
         else:
             work = Rebuild.fill_keys
             if self._aim.warm_from is not None:
-                names = set(_cached(open_region(self._settings, self._aim.warm_from), view))
+                names = cached(open_region(self._settings, self._aim.warm_from))
             else:
                 names = {key for key in self._aim.keys if can_render(view.key, key)}
         keys = sorted(key for key in names if self._mark is None or key > self._mark)
@@ -366,13 +380,14 @@ class InOrder:
         return done
 
 
-def _generation(region: Region, shard: int, view: View) -> str | None:
-    """Of the region and the view, as entries of the view must carry it; None while one of them is closed."""
-    header = region.header(shard)
+def _obeyed(header: Mapping[str, str], control: str, end: int, view: View) -> bool:
+    """Whether a shard has taken in the control records before offset `end`, and the view is open again since.
+
+    That it opened, or has another generation, is not enough: that may be due to what came before our order.
+    """
     scopes = [Scope.parse(header[name]) for name in (REGION_SCOPE, view_scope(view.name)) if name in header]
-    if len(scopes) < 2 or not all(scope.open for scope in scopes):
-        return None
-    return "".join(scope.generation for scope in scopes)
+    heard = control in header and Row.parse(header[control]).next_offset >= end
+    return heard and len(scopes) == 2 and all(scope.open for scope in scopes)
 
 
 def _cached(region: Region, view: View) -> Iterator[str]:

@@ -6,15 +6,18 @@ import json
 import threading
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 from cdc.errors import ConfigError, TransientError
+from consumers import fence
 from consumers.progress import Progress
 from consumers.replay_database import Summary, choose, lines_of
 from consumers.replay_job import ENDED, Aim, InOrder, Job, Keys, Pages, Stage, Step, stages_of
 from consumers.resume import Resume
 from consumers.view_rows import Objects
+from invalidator.layout import EMPTY_FENCE, Layout, Row, Scope, offset_text
 from invalidator.views import load_views
 
 VIEWS = load_views(
@@ -106,10 +109,10 @@ def test_the_summary_is_lines_for_a_ticket():
 class BareJob(Job):
     """A job whose steps are given, without servers."""
 
-    def __init__(self, tmp_path, steps, stop=None, **aim):
+    def __init__(self, tmp_path, steps, stop=None, *, settings=None, regions=(), **aim):
         (view,) = choose(Aim(views=("contact",)), VIEWS)[0]
         resume = Resume(tmp_path / "state", {})
-        super().__init__(None, Aim(**aim), stop or threading.Event(), resume, [view], [])
+        super().__init__(settings, Aim(**aim), stop or threading.Event(), resume, [view], regions)
         self._steps = iter(steps)
 
     def _rows(self, view):
@@ -193,3 +196,52 @@ def test_a_state_file_that_cannot_be_written_is_told_before_anything_is_done(tmp
     job = BareJob(tmp_path / "nowhere", [Step(1, 1, 1, lambda: pytest.fail("it began"))])
     with Progress(None, "keys", as_json=True) as progress, pytest.raises(ConfigError, match="cannot be written"):
         job.run(progress)
+
+
+class Shard:
+    """A region of one shard whose header is another each time that it is looked at; an exception is raised."""
+
+    name, layout = "eu", Layout()
+
+    def __init__(self, *headers):
+        self.headers = list(headers)
+
+    def header(self, shard):
+        found = self.headers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def header(generation, next_offset, *, open_=True):
+    """A shard's header, with the view in `generation`, that has taken in control records up to an offset."""
+    closed = "" if open_ else offset_text(1)
+    scope = Scope(generation=generation * 32, digest="0" * 16, closed_at=closed, fence=EMPTY_FENCE if open_ else None)
+    return {"s:": scope.text, "s:contact": scope.text, "t:control/0": Row(next_offset=next_offset).text}
+
+
+def test_a_fence_is_obeyed_by_a_shard_that_has_taken_in_the_order_and_opened_since(tmp_path, monkeypatch):
+    """What opens for an earlier reason will close once more, and then all that was filled meanwhile is unreadable."""
+    region = Shard(
+        header("1", 5, open_=False), header("2", 5), header("3", 9),
+        TransientError("away"), header("3", 11, open_=False), header("4", 12),
+    )  # fmt: skip
+    ordered = fence.Ordered(topic="control", offset=10, source="s", region="eu", view="contact", key=None, reason="")
+    monkeypatch.setattr(fence, "publish", lambda settings, order: ordered)
+    settings = SimpleNamespace(regions={"eu": None}, source=SimpleNamespace(name="s"))
+    job = BareJob(tmp_path, [], settings=settings, regions=[region], fence_first=True)
+    job._fence(Stage("fence", "contact"))
+    assert region.headers == []
+
+
+def test_a_region_that_is_away_while_its_keys_are_listed_is_waited_for(tmp_path):
+    class Flaky(Shard):
+        def keys(self, start):
+            yield "contact:1"
+            if self.headers:
+                raise self.headers.pop()
+            yield "contact:2"
+
+    job = BareJob(tmp_path, [], regions=[Flaky(TransientError("away"))], sweep=True)
+    feed, total = Job._feed(job, Stage("sweep", "contact"))
+    assert (total, feed.take(None).mark) == (2, "contact:2")
