@@ -21,6 +21,10 @@ views:
     load: SELECT id, jsonb_build_object('id', id, 'email', email) AS value FROM contacts
     tables: {public.contacts: {}}
   segment: {key: "segment:{id}", tables: {public.members: {parts: {id: segment_id}}}}
+  flag:
+    key: "flag:{name}"
+    load: SELECT name, jsonb_build_object('f', f) AS value FROM flags
+    tables: {public.flags: {}}
   strange: {key: "strange:{Day}/{b}", mode: refresh, tables: {public.strange: {}}}
 """
 
@@ -29,7 +33,8 @@ CREATE TYPE "sta{te 5%" AS ENUM ('on', 'o%ff');
 CREATE DOMAIN small AS int CHECK (VALUE < 1000);
 CREATE TABLE strange ("Day" date, b bytea, "per%cent {x}" text, state "sta{te 5%", n small, i interval,
     twice int GENERATED ALWAYS AS (1 + 1) STORED, PRIMARY KEY ("Day", b));
-ALTER PUBLICATION staleproof ADD TABLE strange;
+CREATE TABLE flags (name text PRIMARY KEY, f bool);
+ALTER PUBLICATION staleproof ADD TABLE strange, flags;
 """
 
 
@@ -51,7 +56,7 @@ def shared(staleproof_factory, tmp_path_factory):
 @pytest.fixture
 def place(shared):
     """The site without rows and entries."""
-    return emptied(shared, "contacts", "members", "strange")
+    return emptied(shared, "contacts", "flags", "strange")
 
 
 @contextmanager
@@ -152,3 +157,14 @@ def test_a_view_that_cannot_be_rebuilt_is_not_fenced(place):
     _, err = replay(place, *options, code=2)
     assert "view segment has no `load`" in err
     assert place.header("eu")["s:segment"] == header
+
+
+def test_a_dry_run_tells_true_from_one_and_looks_at_keys_that_hold_a_hash(place):
+    long = "x" * 300
+    place.database.execute("INSERT INTO flags VALUES ('a', true), ('b', false), (%s, true)", [long])
+    place.wait_drained("eu")
+    reader = place.reader("eu")
+    for name, flag in (("a", 1), ("b", False), (long, 1)):
+        assert reader.get("flag", name, lambda _, flag=flag: {"f": flag}) == {"f": flag}
+    counts = eu(place, "--view", "flag", "--dry-run")["flag"]
+    assert (counts["differs eu"], counts["same eu"]) == (2, 1)
