@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -159,6 +159,19 @@ class Keys:
         return Step(self._number, len(keys), keys[-1], lambda: self._work(rebuild, keys))
 
 
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a job is. `mark`: in its stage, None at the start; the parts of a key, a key, or ENDED.
+
+    `refused`: keys of that stage, per region. `done`: keys, for the display. `counts` per view.
+    """
+
+    stage: Annotated[int, msgspec.Meta(ge=0)]
+    mark: list[str] | str | None
+    refused: dict[str, list[str]]
+    done: int
+    counts: dict[str, dict[str, int]]
+
+
 class Job:
     """The stages of one command, and how far they are."""
 
@@ -212,20 +225,26 @@ class Job:
         return True
 
     def _go_on(self, progress: Progress) -> None:
-        known = None if self._aim.dry_run else self._resume.load()
-        if known is not None:
-            self._at, self._mark = known["stage"], known["mark"]
-            self.counts |= {name: Counter(counts) for name, counts in known["counts"].items()}
-            self._refused = Refused(known["refused"])
-            progress.begin_at(known["done"])
+        saved = None if self._aim.dry_run else self._resume.load()
+        if saved is None:
+            return
+        try:
+            known = msgspec.convert(saved, Standing)
+        except msgspec.ValidationError as error:
+            place = f"the state file {self._resume.path}"
+            raise ConfigError(f"{place} does not say how far it was: remove it to begin anew: {error}") from None
+        self._at, self._mark = known.stage, known.mark
+        self.counts |= {name: Counter(counts) for name, counts in known.counts.items()}
+        self._refused = Refused(known.refused)
+        progress.begin_at(known.done)
 
     def _save(self) -> None:
         if self._aim.dry_run:
             return
         done = sum(counts["read"] + counts["absent"] + counts["hashed"] for counts in self.counts.values())
         counts = {name: dict(counts) for name, counts in self.counts.items()}
-        state = {"stage": self._at, "mark": self._mark, "refused": self._refused.now()}
-        self._resume.save({**state, "done": done, "counts": counts})
+        standing = Standing(stage=self._at, mark=self._mark, refused=self._refused.now(), done=done, counts=counts)
+        self._resume.save(msgspec.structs.asdict(standing))
 
     def _fence(self, stage: Stage) -> None:
         """Order it, and wait until every region has obeyed and is open again."""

@@ -245,3 +245,11 @@ def test_a_region_that_is_away_while_its_keys_are_listed_is_waited_for(tmp_path)
     job = BareJob(tmp_path, [], regions=[Flaky(TransientError("away"))], sweep=True)
     feed, total = Job._feed(job, Stage("sweep", "contact"))
     assert (total, feed.take(None).mark) == (2, "contact:2")
+
+
+@pytest.mark.parametrize("progress", [{}, {"stage": -1, "mark": None, "refused": {}, "done": 0, "counts": {}}])
+def test_a_state_file_that_does_not_say_how_far_it_was_is_refused(tmp_path, progress):
+    job = BareJob(tmp_path, [])
+    job._resume.save(progress)
+    with Progress(None, "keys", as_json=True) as shown, pytest.raises(ConfigError, match="does not say how far it was"):
+        job.run(shown)
