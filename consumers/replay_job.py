@@ -19,7 +19,7 @@ import msgspec
 from cdc.control import Raise
 from cdc.errors import ConfigError
 from consumers import fence
-from consumers.database import open_database
+from consumers.database import Database, open_database, publication_facts
 from consumers.preview import Preview, Samples
 from consumers.progress import Every, Progress, RateLimit
 from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target, patiently
@@ -30,7 +30,7 @@ from consumers.view_rows import SESSION, Parts, ViewRows
 from invalidator.layout import REGION_SCOPE, Row, Scope, row_field, view_scope
 from invalidator.loading import ProvenSource
 from invalidator.region import Region
-from invalidator.views import View, can_render
+from invalidator.views import Mode, View, can_render
 
 T = TypeVar("T")
 
@@ -379,7 +379,7 @@ class Job:
             statement_seconds=self._aim.statement_seconds,
             session=SESSION,
         ) as database:
-            yield ViewRows(database, view, self._aim.where), database
+            yield ViewRows(database, view, self._aim.where, _published(database, source.publication, view)), database
 
 
 class InOrder:
@@ -397,6 +397,13 @@ class InOrder:
             done.append(self._early.pop(self._next))
             self._next += 1
         return done
+
+
+def _published(database: Database, publication: str, view: View) -> frozenset[str] | None:
+    """The columns of a refreshed view's table that are sent; None of other views, and where that is not known."""
+    facts = publication_facts(database, publication) if view.mode is Mode.REFRESH else None
+    table = facts.tables.get(view.rules[0].table) if facts is not None else None
+    return None if table is None else table.columns
 
 
 def _obeyed(header: Mapping[str, str], control: str, end: int, view: View) -> bool:

@@ -77,10 +77,13 @@ class _Column(msgspec.Struct, frozen=True):
 class ViewRows:
     """Asks for objects of one view; `where` narrows them by SQL over the columns of `load`, or of the table.
 
+    `published`: the columns of a refreshed view's table that are in the stream, where the database can tell.
     Raises ConfigError where `load`, the table or `where` do not fit the view.
     """
 
-    def __init__(self, database: Database, view: View, where: str | None = None) -> None:
+    def __init__(
+        self, database: Database, view: View, where: str | None = None, published: frozenset[str] | None = None
+    ) -> None:
         self.view = view
         self._place = f"view {view.name}: its table" if view.mode is Mode.REFRESH else f"view {view.name}: its load"
         self._where = where
@@ -105,7 +108,7 @@ class ViewRows:
                     f"{self._place} has no column {name}: it needs {', '.join(self._part_names)} and {VALUE_COLUMN}"
                 )
         self._parts = [columns[name] for name in self._part_names]
-        self._values = self._value_columns(columns)
+        self._values = self._value_columns(columns, published)
         self._loaders = {column.base_oid for column in columns.values()}
         self._part_converters = [converter(part.oid, part.modifier) for part in self._parts]
         self._part_sources = [source_text(part.oid, part.modifier) for part in self._parts]
@@ -211,12 +214,13 @@ class ViewRows:
             values[key] = self._encode(row[count:])
         return Objects(values, last, keyless)
 
-    def _value_columns(self, columns: dict[str, _Column]) -> list[_Column]:
+    def _value_columns(self, columns: dict[str, _Column], published: frozenset[str] | None) -> list[_Column]:
         if self.view.mode is not Mode.REFRESH:
             return [columns[VALUE_COLUMN]]
         (rule,) = self.view.rules
         wanted = None if rule.columns is None else {*rule.parts, *rule.columns}
-        return [c for c in columns.values() if c.streamed and (wanted is None or c.name in wanted)]
+        sent = {c.name for c in columns.values() if c.streamed} if published is None else published
+        return [c for c in columns.values() if c.name in sent and (wanted is None or c.name in wanted)]
 
     def _value_encoder(self) -> Callable[[Sequence[Any]], bytes | None]:
         """The value as it is: JSON."""

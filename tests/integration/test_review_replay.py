@@ -8,6 +8,7 @@ import pytest
 
 from cdc.errors import BadRecord, ConfigError
 from consumers.database import open_database
+from consumers.regions import open_region
 from consumers.view_rows import SESSION, ViewRows
 from invalidator.views import key_parts, load_views
 from tests.fix_stack import SCHEMA
@@ -25,6 +26,7 @@ views:
     key: "flag:{name}"
     load: SELECT name, jsonb_build_object('f', f) AS value FROM flags
     tables: {public.flags: {}}
+  listed: {key: "listed:{id}", mode: refresh, tables: {public.listed: {}}}
   strange: {key: "strange:{Day}/{b}", mode: refresh, tables: {public.strange: {}}}
 """
 
@@ -33,8 +35,9 @@ CREATE TYPE "sta{te 5%" AS ENUM ('on', 'o%ff');
 CREATE DOMAIN small AS int CHECK (VALUE < 1000);
 CREATE TABLE strange ("Day" date, b bytea, "per%cent {x}" text, state "sta{te 5%", n small, i interval,
     twice int GENERATED ALWAYS AS (1 + 1) STORED, PRIMARY KEY ("Day", b));
+CREATE TABLE listed (id int PRIMARY KEY, a text, hidden text);
 CREATE TABLE flags (name text PRIMARY KEY, f bool);
-ALTER PUBLICATION staleproof ADD TABLE strange, flags;
+ALTER PUBLICATION staleproof ADD TABLE strange, flags, listed (id, a);
 """
 
 
@@ -56,7 +59,7 @@ def shared(staleproof_factory, tmp_path_factory):
 @pytest.fixture
 def place(shared):
     """The site without rows and entries."""
-    return emptied(shared, "contacts", "flags", "strange")
+    return emptied(shared, "contacts", "flags", "listed", "strange")
 
 
 @contextmanager
@@ -168,3 +171,12 @@ def test_a_dry_run_tells_true_from_one_and_looks_at_keys_that_hold_a_hash(place)
         assert reader.get("flag", name, lambda _, flag=flag: {"f": flag}) == {"f": flag}
     counts = eu(place, "--view", "flag", "--dry-run")["flag"]
     assert (counts["differs eu"], counts["same eu"]) == (2, 1)
+
+
+def test_a_column_that_is_not_published_is_in_no_rebuilt_row(place):
+    place.database.execute("INSERT INTO listed VALUES (1, 'x', 'secret')")
+    place.wait_drained("eu")
+    written = value(place, "listed:1")
+    open_region(place.settings, "eu").unlink(0, ["listed:1"])
+    assert eu(place, "--view", "listed")["listed"]["filled eu"] == 1
+    assert value(place, "listed:1") == written == {"id": 1, "a": "x"}
