@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.types.string import TextLoader
 
 from cdc.connectors.pg_values import converter, source_text
-from cdc.errors import BadRecord, ConfigError
+from cdc.errors import BadRecord, ConfigError, TransientError
 from consumers.database import Database
 from invalidator.views import Mode, View
 
@@ -191,6 +191,9 @@ class ViewRows:
             cursor.adapters.register_loader(oid, TextLoader)
         try:
             return cursor.execute(query, arguments).fetchall()
+        except psycopg.errors.QueryCanceled as error:
+            remedy = "let an index serve its key parts in their order, or read a standby"
+            raise TransientError(f"{self._place} takes too long: {_reason(error)}: {remedy}") from error
         except psycopg.DataError as error:  # the server's words quote what it stumbled over
             raise ConfigError(f"{self._place} cannot be read: {type(error).__name__} in a row") from error
         except psycopg.ProgrammingError as error:

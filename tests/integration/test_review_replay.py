@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cdc.errors import BadRecord, ConfigError
+from cdc.errors import BadRecord, ConfigError, TransientError
 from consumers.database import open_database
 from consumers.regions import open_region
 from consumers.view_rows import SESSION, ViewRows
@@ -180,3 +180,12 @@ def test_a_column_that_is_not_published_is_in_no_rebuilt_row(place):
     open_region(place.settings, "eu").unlink(0, ["listed:1"])
     assert eu(place, "--view", "listed")["listed"]["filled eu"] == 1
     assert value(place, "listed:1") == written == {"id": 1, "a": "x"}
+
+
+def test_a_load_that_takes_too_long_is_told_with_a_remedy(place):
+    with rows_of(place, "SELECT 1 AS id, pg_sleep(60)::text AS value") as (rows, database):
+        database.execute("SET statement_timeout = 50")
+        with pytest.raises(
+            TransientError, match="takes too long: canceling statement due to statement timeout: let an"
+        ):
+            rows.page(database, None, 10)
