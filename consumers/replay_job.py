@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import msgspec
 
 from cdc.control import Raise
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, TransientError
 from consumers import fence
 from consumers.database import Database, open_database, publication_facts
 from consumers.preview import Preview, Samples
@@ -263,7 +263,7 @@ class Job:
                     if time.monotonic() > deadline:
                         message = f"region {region.name} did not obey the fence of view {view.name}"
                         remedy = "look whether its worker runs, then run the same command again"
-                        raise ConfigError(f"{message} within {OPEN_SECONDS:.0f} s: {remedy}")
+                        raise TransientError(f"{message} within {OPEN_SECONDS:.0f} s: {remedy}")
                     if self._stop.wait(0.1):
                         return
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cdc.errors import ConfigError, TransientError
-from consumers import fence
+from consumers import fence, replay_job
 from consumers.progress import Progress
 from consumers.replay_database import Summary, choose, lines_of
 from consumers.replay_job import ENDED, Aim, InOrder, Job, Keys, Pages, Stage, Step, stages_of
@@ -220,16 +220,21 @@ def header(generation, next_offset, *, open_=True):
     return {"s:": scope.text, "s:contact": scope.text, "t:control/0": Row(next_offset=next_offset).text}
 
 
+def fencing(tmp_path, monkeypatch, region):
+    """A job whose order is at offset 10."""
+    ordered = fence.Ordered(topic="control", offset=10, source="s", region="eu", view="contact", key=None, reason="")
+    monkeypatch.setattr(fence, "publish", lambda settings, order: ordered)
+    settings = SimpleNamespace(regions={"eu": None}, source=SimpleNamespace(name="s"))
+    return BareJob(tmp_path, [], settings=settings, regions=[region], fence_first=True)
+
+
 def test_a_fence_is_obeyed_by_a_shard_that_has_taken_in_the_order_and_opened_since(tmp_path, monkeypatch):
     """What opens for an earlier reason will close once more, and then all that was filled meanwhile is unreadable."""
     region = Shard(
         header("1", 5, open_=False), header("2", 5), header("3", 9),
         TransientError("away"), header("3", 11, open_=False), header("4", 12),
     )  # fmt: skip
-    ordered = fence.Ordered(topic="control", offset=10, source="s", region="eu", view="contact", key=None, reason="")
-    monkeypatch.setattr(fence, "publish", lambda settings, order: ordered)
-    settings = SimpleNamespace(regions={"eu": None}, source=SimpleNamespace(name="s"))
-    job = BareJob(tmp_path, [], settings=settings, regions=[region], fence_first=True)
+    job = fencing(tmp_path, monkeypatch, region)
     job._fence(Stage("fence", "contact"))
     assert region.headers == []
 
@@ -253,3 +258,10 @@ def test_a_state_file_that_does_not_say_how_far_it_was_is_refused(tmp_path, prog
     job._resume.save(progress)
     with Progress(None, "keys", as_json=True) as shown, pytest.raises(ConfigError, match="does not say how far it was"):
         job.run(shown)
+
+
+def test_a_region_that_does_not_obey_is_away(tmp_path, monkeypatch):
+    """A worker that does not run may be started, and the same command goes on: exit code 1."""
+    monkeypatch.setattr(replay_job, "OPEN_SECONDS", 0.0)
+    with pytest.raises(TransientError, match="region eu did not obey the fence of view contact within 0 s: look"):
+        fencing(tmp_path, monkeypatch, Shard(*[header("1", 5)] * 9))._fence(Stage("fence", "contact"))
