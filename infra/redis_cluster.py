@@ -14,7 +14,7 @@ The rule: whoever changes the cluster waits until every living member says so.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +36,6 @@ KEYS_AT_A_TIME: Final = 50
 
 SETTINGS: Final = {
     "cluster-enabled": "yes",
-    "cluster-node-timeout": str(NODE_TIMEOUT_MS),
     "cluster-replica-validity-factor": "0",  # a replica is promoted however long it has not heard of its primary
     "cluster-allow-replica-migration": "no",
     "repl-diskless-sync-delay": "0",  # 5 s by default, for further replicas to join in
@@ -184,9 +183,12 @@ class LocalCluster:
 
 
 @contextmanager
-def running(*, program: Path, directory: Path, guard: Warden, name: str = "cluster") -> Iterator[LocalCluster]:
+def running(
+    *, program: Path, directory: Path, guard: Warden, node_timeout_ms: int = NODE_TIMEOUT_MS
+) -> Iterator[LocalCluster]:
     """Three primaries with a replica each, all slots covered and every replica in sync; they end with the block."""
-    members = [_member(program, directory, guard, f"{name}-{number}") for number in range(2 * PRIMARIES)]
+    settings = {**SETTINGS, "cluster-node-timeout": str(node_timeout_ms)}
+    members = [_member(program, directory, guard, f"cluster-{n}", settings) for n in range(2 * PRIMARIES)]
     try:
         for member in members:
             member.process.start()
@@ -202,7 +204,7 @@ def running(*, program: Path, directory: Path, guard: Warden, name: str = "clust
             member.client.close()
 
 
-def _member(program: Path, directory: Path, guard: Warden, name: str) -> Member:
+def _member(program: Path, directory: Path, guard: Warden, name: str, settings: Mapping[str, str]) -> Member:
     home = directory / cache.process_name(name)
     shutil.rmtree(home, ignore_errors=True)
     port = free_port()
@@ -212,7 +214,7 @@ def _member(program: Path, directory: Path, guard: Warden, name: str) -> Member:
         directory=home,
         log=directory / f"{home.name}.log",
         port=port,
-        extra={**SETTINGS, "cluster-port": str(free_port({port}))},  # the default, port + 10000, may be anybody's
+        extra={**settings, "cluster-port": str(free_port({port}))},  # the default, port + 10000, may be anybody's
     )
     return Member(ServerProcess(server, guard), port)
 

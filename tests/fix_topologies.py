@@ -25,10 +25,13 @@ _serial = itertools.count()
 
 @pytest.fixture(scope="module", params=["valkey"])
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """Three primaries and their replicas; each test gives back what it moved."""
+    """Three primaries and their replicas; each test gives back what it moved. The file says after how long one is dead."""
+    timeout_ms = getattr(request.module, "NODE_TIMEOUT_MS", redis_cluster.NODE_TIMEOUT_MS)
     directory = tmp_path_factory.mktemp("cluster")
     guard = Warden(log=directory / "warden.log")
-    with redis_cluster.running(program=BINARIES[request.param], directory=directory, guard=guard) as running:
+    with redis_cluster.running(
+        program=BINARIES[request.param], directory=directory, guard=guard, node_timeout_ms=timeout_ms
+    ) as running:
         yield running
     guard.close()
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, read_views
@@ -32,6 +34,9 @@ from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched,
 from tests.fix_world import World
 from tests.integration.test_main_path import load_segment, refuse
 from tests.waiting import wait_until
+
+NODE_TIMEOUT_MS = 15_000
+"""Nobody dies here: a member that a busy machine starves must not be replaced by one that has missed something."""
 
 KEYS = [f"contact:{number}" for number in range(60)]
 
@@ -160,8 +165,9 @@ def test_a_single_request_follows_a_moved_slot(cluster_world: World, cluster: Lo
         slot = slot_of_shard(world.region, shard)
         cluster.move_slot(slot, other_primary(cluster, slot))
     with slots_not_read_again(world.region):
-        assert all(world.read(key) for key in KEYS)
-        assert all(world.region.header(shard)["v"] == "1" for shard in range(SHARDS))
+        headers = [world.region.header(shard) for shard in range(SHARDS)]
+        assert [shard for shard, header in enumerate(headers) if not header] == []
+        assert [(key, world.region.layout.place(key)[0]) for key in KEYS if not world.read(key)] == []
 
 
 def test_a_slot_on_its_way_refuses_and_loses_nothing(cluster_world: World, cluster: LocalCluster) -> None:
@@ -243,7 +249,7 @@ def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalClust
     assert region.header(0) == {}
     nodes: Any = region._nodes
     slot = slot_of_shard(region, 0)
-    nodes._slots[slot] = Node(redis.Redis(port=1))
+    nodes._slots[slot] = Node(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     nodes._due_seconds = 0.0
     with pytest.raises(RegionFault):
         region.header(0)

@@ -33,6 +33,8 @@ PLAN = "tests/unit/invalidator/test_plan.py::"
 READER = "tests/unit/invalidator/test_reader.py::"
 CAPTURE = "tests/unit/consumers/test_capture.py::"
 STANDBY = "tests/integration/test_standby.py::"
+FILLS = "tests/property/test_guard_twin_scripts.py::test_lua_and_python_fill_alike"
+REBUILD = "tests/integration/test_replay_database.py::"
 TOPOLOGIES = "tests/integration/test_topologies.py::"
 
 LUA = "invalidator/lua/"
@@ -756,6 +758,39 @@ MUTANTS = [
         "reply: list[bytes] = node.answer()",
         "reply: list[bytes] = min(self._talking, key=id).answer()",
         TOPOLOGIES + "test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own",
+    ),
+    # -- a rebuild from the database
+    Mutant(
+        "fills of one script are judged by the first of their reads",
+        "P1 §4.9",
+        LUA + "70_fill.lua",
+        "    if proven ~= last then",
+        "    if not last then",
+        FILLS,
+    ),
+    Mutant(
+        "a rebuild goes on after steps whose predecessors are not done",
+        "§4.9 resumed",
+        "consumers/replay_job.py",
+        "        while self._next in self._early:\n",
+        "        self._next = min(self._early)\n        while self._next in self._early:\n",
+        "tests/unit/consumers/test_replay_job.py::test_steps_that_end_early_count_when_all_before_them_have_ended",
+    ),
+    Mutant(
+        "what a rebuild could not prove is taken for done",
+        "§4.9 refused",
+        "consumers/rebuild.py",
+        "            self._target.refused.add(region.name, left)\n",
+        "",
+        REBUILD + "test_what_changes_between_read_and_fill_is_read_again",
+    ),
+    Mutant(
+        "a rebuild does not remove keys that the database lacks",
+        "§4.9 deletes",
+        "consumers/rebuild.py",
+        "            return loaded.counts + self.remove(loaded.absent, keep_negative=True)\n",
+        "            return loaded.counts\n",
+        REBUILD + "test_a_sweep_removes_what_the_database_does_not_have",
     ),
 ]
 
