@@ -73,7 +73,7 @@ def emptied(site, *tables):
         site.wait_drained(region)
         opened = open_region(site.settings, region)
         for key in list(opened.keys("")):
-            opened.unlink(0, [key])
+            opened.unlink(opened.layout.place(key)[0], [key])
     (site.directory / "staleproof-replay.json").unlink(missing_ok=True)
     return site
 

@@ -12,7 +12,7 @@ from consumers.regions import open_region
 from consumers.view_rows import SESSION, ViewRows
 from invalidator.views import key_parts, load_views
 from tests.fix_stack import SCHEMA
-from tests.integration.test_replay_database import emptied, eu, replay, value
+from tests.integration.test_replay_database import contacts, emptied, entry, eu, replay, value
 
 VIEWS = """
 version: 1
@@ -43,9 +43,10 @@ ALTER PUBLICATION staleproof ADD TABLE strange, flags, listed (id, a);
 
 @pytest.fixture(scope="module")
 def shared(staleproof_factory, tmp_path_factory):
-    """A site with capture and a worker in each of two regions, all open."""
+    """A site with capture and a worker in each of two regions, which are laid out differently; all open."""
+    layouts = {"eu": {"shards": 3}, "us": {"shards": 2, "stripes": 256, "prefix": "other"}}
     site = staleproof_factory.make(
-        schema=SCHEMA + STRANGE, views=VIEWS, start=False, directory=tmp_path_factory.mktemp("review")
+        schema=SCHEMA + STRANGE, views=VIEWS, regions=layouts, start=False, directory=tmp_path_factory.mktemp("review")
     )
     site.start("capture")
     for region in ("eu", "us"):
@@ -177,7 +178,8 @@ def test_a_column_that_is_not_published_is_in_no_rebuilt_row(place):
     place.database.execute("INSERT INTO listed VALUES (1, 'x', 'secret')")
     place.wait_drained("eu")
     written = value(place, "listed:1")
-    open_region(place.settings, "eu").unlink(0, ["listed:1"])
+    opened = open_region(place.settings, "eu")
+    assert opened.unlink(opened.layout.place("listed:1")[0], ["listed:1"]) == 1
     assert eu(place, "--view", "listed")["listed"]["filled eu"] == 1
     assert value(place, "listed:1") == written == {"id": 1, "a": "x"}
 
@@ -189,3 +191,22 @@ def test_a_load_that_takes_too_long_is_told_with_a_remedy(place):
             TransientError, match="takes too long: canceling statement due to statement timeout: let an"
         ):
             rows.page(database, None, 10)
+
+
+def test_regions_that_are_laid_out_differently_are_fenced_filled_warmed_and_swept(place):
+    contacts(place, 300)
+    place.wait_drained("us")
+    us = place.reader("us")
+    for number in (3, 5, 7, 999):
+        us.get("contact", number, lambda _: {"from": "a loader"})
+    warmed, _ = replay(place, "--view", "contact", "--warm-from", "us", "--into", "eu", "--json")
+    assert warmed["views"]["contact"].items() >= {"read": 3, "absent": 1, "filled eu": 3}.items()
+    assert sorted(open_region(place.settings, "eu").keys("")) == ["contact:3", "contact:5", "contact:7"]
+    whole, _ = replay(place, "--view", "contact", "--fence-first", "--yes", "--batch", "70", "--json")
+    assert whole["views"]["contact"] == {"read": 300, "filled eu": 300, "filled us": 300}
+    us.get("contact", 1_000, lambda _: {"from": "a loader"})
+    swept, _ = replay(place, "--view", "contact", "--sweep", "--json")
+    assert swept["views"]["contact"]["removed us"] == 2
+    for region in ("eu", "us"):
+        assert [n for n in (*range(1, 302), 999, 1_000) if entry(place, f"contact:{n}", region)] == list(range(1, 301))
+        assert value(place, "contact:5", region) == {"id": 5, "email": "5@x"}
