@@ -123,11 +123,19 @@ class Rebuild:
     def fill_refused(self, limit: int) -> Counts:
         """Load up to `limit` of the refused keys again, and offer each to the regions that refused it."""
         taken = self._target.refused.take(limit)
-        loaded = self._load_keys(sorted(set().union(*taken.values())))
-        counts = self.remove(loaded.absent)
-        wanted = {region: taken[region.name] for region in self._target.regions if region.name in taken}
-        self._offer(loaded.objects, loaded.proof, wanted, counts)
-        return counts
+        try:
+            loaded = self._load_keys(sorted(set().union(*taken.values())))
+            counts = self.remove(loaded.absent)
+            wanted = {region: taken[region.name] for region in self._target.regions if region.name in taken}
+            self._offer(loaded.objects, loaded.proof, wanted, counts)
+        except BaseException:
+            for region, keys in taken.items():
+                self._target.refused.add(region, keys)
+            raise
+        told = {*loaded.objects.values, *loaded.absent}
+        for region, keys in taken.items():
+            counts[f"refused {region}"] += len(keys - told)  # hashed: of which object is not known any more
+        return +counts
 
     def fill_keys(self, keys: Sequence[str]) -> Counts:
         """Load these keys and offer them; unlink those that the database does not have."""
@@ -242,22 +250,27 @@ class Rebuild:
         return [fill.key for fill, answer in zip(fills, answers, strict=True) if answer.outcome is Outcome.REFUSED]
 
     def _patiently(self, region: Region, call: Callable[[], T]) -> T:
-        """What `call` returns, once the region can be asked. Raises TransientError when patience ends, Stopped."""
-        began, (pause, longest) = time.monotonic(), PAUSE_SECONDS
-        while True:
-            try:
-                return call()
-            except TransientError as error:
-                waited = time.monotonic() - began
-                if waited > self._target.patience_seconds:
-                    message = f"{error}: waited {waited:.0f} s for region {region.name}: run the same command again"
-                    raise TransientError(message) from error
-            self._wait(pause)
-            pause = min(2 * pause, longest)
+        return patiently(region.name, call, self._target.stop, self._target.patience_seconds)
 
     def _wait(self, seconds: float) -> None:
         if self._target.stop.wait(seconds):
             raise Stopped
+
+
+def patiently(region: str, call: Callable[[], T], stop: threading.Event, patience_seconds: float) -> T:
+    """What `call` returns, once the region can be asked. Raises TransientError when patience ends, Stopped."""
+    began, (pause, longest) = time.monotonic(), PAUSE_SECONDS
+    while True:
+        try:
+            return call()
+        except TransientError as error:
+            waited = time.monotonic() - began
+            if waited > patience_seconds:
+                message = f"{error}: waited {waited:.0f} s for region {region}: run the same command again"
+                raise TransientError(message) from error
+        if stop.wait(pause):
+            raise Stopped
+        pause = min(2 * pause, longest)
 
 
 def is_negative(data: bytes) -> bool:

@@ -7,34 +7,41 @@ done, so that a killed job goes on.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
 from cdc.control import Raise
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, TransientError
 from consumers import fence
-from consumers.database import open_database
+from consumers.database import Database, open_database, publication_facts
 from consumers.preview import Preview, Samples
 from consumers.progress import Every, Progress, RateLimit
-from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target
+from consumers.rebuild import Counts, Rebuild, Refused, Stopped, Target, patiently
 from consumers.regions import open_region
 from consumers.resume import Resume
 from consumers.settings import Settings, SourceSettings
 from consumers.view_rows import SESSION, Parts, ViewRows
-from invalidator.layout import REGION_SCOPE, Scope, view_scope
+from invalidator.layout import REGION_SCOPE, Row, Scope, row_field, view_scope
 from invalidator.loading import ProvenSource
 from invalidator.region import Region
-from invalidator.views import View, can_render
+from invalidator.views import Mode, View, can_render
+
+T = TypeVar("T")
 
 OPEN_SECONDS = 60.0
 RETRY_SECONDS = (0.1, 0.5, 2.0)
 """What was refused is read again after so long; what is refused then as well, is left to readers."""
 
 SAVE_SECONDS = 1.0
+
+JOIN_SECONDS = 0.1
+"""Whoever waits is told so soon that the command is to stop."""
 
 
 class Aim(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +111,10 @@ class Feed(Protocol):
         """The next one; None at the end."""
 
 
+ENDED = "ended"
+"""The mark after the last page: nothing is left of the stage but what was refused."""
+
+
 class Pages:
     """All objects of a view: each page begins where the one before ended, so they are loaded one after the other."""
 
@@ -123,7 +134,8 @@ class Pages:
             self._after, self._ended = objects.last, objects.last is None
             self._number += 1
             rows = len(objects.values) + objects.keyless
-            return Step(self._number, rows, objects.last, lambda: rebuild.fill(objects, proof))
+            mark = ENDED if self._ended else self._after
+            return Step(self._number, rows, mark, lambda: rebuild.fill(objects, proof))
 
 
 class Keys:
@@ -145,6 +157,19 @@ class Keys:
         if not keys:
             return None
         return Step(self._number, len(keys), keys[-1], lambda: self._work(rebuild, keys))
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a job is. `mark`: in its stage, None at the start; the parts of a key, a key, or ENDED.
+
+    `refused`: keys of that stage, per region. `done`: keys, for the display. `counts` per view.
+    """
+
+    stage: Annotated[int, msgspec.Meta(ge=0)]
+    mark: list[str] | str | None
+    refused: dict[str, list[str]]
+    done: int
+    counts: dict[str, dict[str, int]]
 
 
 class Job:
@@ -177,6 +202,10 @@ class Job:
     def run(self, progress: Progress) -> bool:
         """Every stage that is not done. False when stopped."""
         self._go_on(progress)
+        for view in self._views.values():
+            with self._rows(view):
+                pass  # a view that cannot be rebuilt is told before one is fenced; so is a state file, just below
+        self._save()
         while self._at < len(self._stages):
             stage = self._stages[self._at]
             try:
@@ -196,44 +225,57 @@ class Job:
         return True
 
     def _go_on(self, progress: Progress) -> None:
-        known = None if self._aim.dry_run else self._resume.load()
-        if known is not None:
-            self._at, self._mark = known["stage"], known["mark"]
-            self.counts |= {name: Counter(counts) for name, counts in known["counts"].items()}
-            self._refused = Refused(known["refused"])
-            progress.begin_at(known["done"])
+        saved = None if self._aim.dry_run else self._resume.load()
+        if saved is None:
+            return
+        try:
+            known = msgspec.convert(saved, Standing)
+        except msgspec.ValidationError as error:
+            place = f"the state file {self._resume.path}"
+            raise ConfigError(f"{place} does not say how far it was: remove it to begin anew: {error}") from None
+        self._at, self._mark = known.stage, known.mark
+        self.counts |= {name: Counter(counts) for name, counts in known.counts.items()}
+        self._refused = Refused(known.refused)
+        progress.begin_at(known.done)
 
     def _save(self) -> None:
         if self._aim.dry_run:
             return
         done = sum(counts["read"] + counts["absent"] + counts["hashed"] for counts in self.counts.values())
         counts = {name: dict(counts) for name, counts in self.counts.items()}
-        state = {"stage": self._at, "mark": self._mark, "refused": self._refused.now()}
-        self._resume.save({**state, "done": done, "counts": counts})
+        standing = Standing(stage=self._at, mark=self._mark, refused=self._refused.now(), done=done, counts=counts)
+        self._resume.save(msgspec.structs.asdict(standing))
 
     def _fence(self, stage: Stage) -> None:
         """Order it, and wait until every region has obeyed and is open again."""
         if self._aim.dry_run:
             return
         view = self._views[stage.view]
-        before = {(r, shard): _generation(r, shard, view) for r in self._regions for shard in range(r.layout.shards)}
-        for order in fence_orders(self._settings, self._aim, [view], self._regions):
+        orders = [
             fence.publish(self._settings, order)
-        for (region, shard), old in before.items():
-            waited = 0.0
-            while (now := _generation(region, shard, view)) is None or now == old:
-                if waited > OPEN_SECONDS:
-                    message = f"region {region.name} did not obey the fence of view {view.name} within {waited:.0f} s"
-                    raise ConfigError(f"{message}: look whether its worker runs, then run the same command again")
-                if self._stop.wait(0.1):
-                    return
-                waited += 0.1
+            for order in fence_orders(self._settings, self._aim, [view], self._regions)
+        ]
+        control, end = row_field(orders[0].topic, 0), max(order.offset for order in orders) + 1
+        deadline = time.monotonic() + OPEN_SECONDS
+        for region in self._regions:
+            for shard in range(region.layout.shards):
+                while not _obeyed(self._patiently(region, partial(region.header, shard)), control, end, view):
+                    if time.monotonic() > deadline:
+                        message = f"region {region.name} did not obey the fence of view {view.name}"
+                        remedy = "look whether its worker runs, then run the same command again"
+                        raise TransientError(f"{message} within {OPEN_SECONDS:.0f} s: {remedy}")
+                    if self._stop.wait(0.1):
+                        return
+
+    def _patiently(self, region: Region, call: Callable[[], T]) -> T:
+        return patiently(region.name, call, self._stop, self._aim.patience_seconds)
 
     def _work(self, stage: Stage, progress: Progress) -> None:
-        """One stage by several threads. The first failure of one ends them all."""
+        """One stage by several threads. The first failure of one ends them all, also where they wait."""
         feed, total = self._feed(stage)
         order = InOrder()
-        limit = RateLimit(self._aim.rate, wait=self._stop.wait)
+        ending = threading.Event()
+        limit = RateLimit(self._aim.rate, wait=ending.wait)
         failures: list[BaseException] = []
 
         def finish(step: Step, counts: Counts) -> None:
@@ -247,21 +289,26 @@ class Job:
 
         def work() -> None:
             try:
-                with self._rebuild(stage) as rebuild:
-                    while not self._stop.is_set() and not failures and (step := feed.take(rebuild)) is not None:
+                with self._rebuild(stage, ending) as rebuild:
+                    while not ending.is_set() and (step := feed.take(rebuild)) is not None:
                         limit.spend(step.keys)
-                        finish(step, step.work())
+                        if not ending.is_set():
+                            finish(step, step.work())
             except Stopped:
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again below, by the thread that waits
                 failures.append(error)
+                ending.set()
 
         progress.expect(total)
         threads = [threading.Thread(target=work, name=f"replay-{n}", daemon=True) for n in range(self._aim.parallel)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(JOIN_SECONDS)
+                if self._stop.is_set():
+                    ending.set()
         if failures:
             self._save()
             raise failures[0]
@@ -277,7 +324,7 @@ class Job:
                 return
             if self._stop.wait(seconds):
                 return
-            with self._rebuild(stage) as rebuild:
+            with self._rebuild(stage, self._stop) as rebuild:
                 left = len(set().union(*kept.values()))
                 while left > 0 and not self._stop.is_set():
                     counts += rebuild.fill_refused(self._aim.batch)
@@ -288,28 +335,34 @@ class Job:
 
     def _feed(self, stage: Stage) -> tuple[Feed, int]:
         view, batch = self._views[stage.view], self._aim.batch
+
+        def cached(region: Region) -> set[str]:
+            return self._patiently(region, lambda: set(_cached(region, view)))
+
+        if self._mark == ENDED:
+            return Keys((), batch, Rebuild.fill_keys), 0
         if stage.kind == "pages":
             with self._rows(view) as (rows, database):
                 total = max(0, rows.estimate(database) - self.counts[view.name]["read"])
             return Pages(None if self._mark is None else tuple(self._mark), batch), total
         if stage.kind == "sweep":
-            names = {key for region in self._regions for key in _cached(region, view)}
+            names = set().union(*map(cached, self._regions))
             work = Rebuild.sweep
         else:
             work = Rebuild.fill_keys
             if self._aim.warm_from is not None:
-                names = set(_cached(open_region(self._settings, self._aim.warm_from), view))
+                names = cached(open_region(self._settings, self._aim.warm_from))
             else:
                 names = {key for key in self._aim.keys if can_render(view.key, key)}
         keys = sorted(key for key in names if self._mark is None or key > self._mark)
         return Keys(keys, batch, work), len(keys)
 
     @contextmanager
-    def _rebuild(self, stage: Stage) -> Iterator[Rebuild]:
+    def _rebuild(self, stage: Stage, stop: threading.Event) -> Iterator[Rebuild]:
         """A rebuild, or its preview, on a connection of its own."""
         target = Target(
             regions=self._regions,
-            stop=self._stop,
+            stop=stop,
             refused=self._refused,
             patience_seconds=self._aim.patience_seconds,
         )
@@ -326,7 +379,7 @@ class Job:
             statement_seconds=self._aim.statement_seconds,
             session=SESSION,
         ) as database:
-            yield ViewRows(database, view, self._aim.where), database
+            yield ViewRows(database, view, self._aim.where, _published(database, source.publication, view)), database
 
 
 class InOrder:
@@ -346,13 +399,21 @@ class InOrder:
         return done
 
 
-def _generation(region: Region, shard: int, view: View) -> str | None:
-    """Of the region and the view, as entries of the view must carry it; None while one of them is closed."""
-    header = region.header(shard)
+def _published(database: Database, publication: str, view: View) -> frozenset[str] | None:
+    """The columns of a refreshed view's table that are sent; None of other views, and where that is not known."""
+    facts = publication_facts(database, publication) if view.mode is Mode.REFRESH else None
+    table = facts.tables.get(view.rules[0].table) if facts is not None else None
+    return None if table is None else table.columns
+
+
+def _obeyed(header: Mapping[str, str], control: str, end: int, view: View) -> bool:
+    """Whether a shard has taken in the control records before offset `end`, and the view is open again since.
+
+    That it opened, or has another generation, is not enough: that may be due to what came before our order.
+    """
     scopes = [Scope.parse(header[name]) for name in (REGION_SCOPE, view_scope(view.name)) if name in header]
-    if len(scopes) < 2 or not all(scope.open for scope in scopes):
-        return None
-    return "".join(scope.generation for scope in scopes)
+    heard = control in header and Row.parse(header[control]).next_offset >= end
+    return heard and len(scopes) == 2 and all(scope.open for scope in scopes)
 
 
 def _cached(region: Region, view: View) -> Iterator[str]:

@@ -20,7 +20,8 @@ every reader's range. The session must speak `DateStyle ISO`, `TimeZone UTC`, `b
 
 from __future__ import annotations
 
-from base64 import b64encode
+import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any
@@ -40,6 +41,9 @@ _DAY_US = 86_400_000_000
 _Y2K = datetime(2000, 1, 1)  # noqa: DTZ001 - a timestamp without time zone has none
 _Y2K_US = 946_684_800_000_000
 _MILLISECOND_DIGITS = 3
+_NUMBER = re.compile(r"-?[0-9]{1,20}")
+_JULIAN_UNIX_EPOCH = 2_440_588
+"""1970-01-01 by the day count that PostgreSQL reads after a J."""
 
 
 def converter(type_oid: int, type_modifier: int) -> Converter | None:
@@ -47,6 +51,17 @@ def converter(type_oid: int, type_modifier: int) -> Converter | None:
     if 0 <= type_modifier <= _MILLISECOND_DIGITS and type_oid in _MILLISECONDS:
         return _MILLISECONDS[type_oid]
     return _CONVERTERS.get(type_oid)
+
+
+def source_text(type_oid: int, type_modifier: int) -> Callable[[str], str] | None:
+    """The way back: what turns a converted value, as a text, into one that PostgreSQL reads; None where it reads it so.
+
+    That raises ValueError for what no value is converted to. Texts that were left alone pass.
+    """
+    if 0 <= type_modifier <= _MILLISECOND_DIGITS and type_oid in _MILLISECONDS:
+        back = _SOURCES[type_oid]
+        return lambda text: back(f"{text}000" if _NUMBER.fullmatch(text) and text != "0" else text)
+    return _SOURCES.get(type_oid)
 
 
 def unavailable(type_oid: int) -> str:
@@ -111,6 +126,35 @@ def _timestamp_ms(text: str) -> int | str:
 def _instant(text: str) -> str:
     return text[:-3].replace(" ", "T") + "Z" if text.endswith("+00") else text
 
+
+def _date_source(text: str) -> str:
+    return f"J{_JULIAN_UNIX_EPOCH + int(text)}" if _NUMBER.fullmatch(text) else text
+
+
+def _time_source(text: str) -> str:
+    if not _NUMBER.fullmatch(text):
+        return text
+    seconds, microseconds = divmod(int(text), 1_000_000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{microseconds:06}"
+
+
+def _timestamp_source(text: str) -> str:
+    if not _NUMBER.fullmatch(text):
+        return text
+    days, rest = divmod(int(text), _DAY_US)
+    return f"{_date_source(str(days))} {_time_source(str(rest))}"
+
+
+def _bytes_source(text: str) -> str:
+    return "\\x" + b64decode(text, validate=True).hex()
+
+
+_SOURCES: dict[int, Callable[[str], str]] = {
+    _BYTEA: _bytes_source,
+    _DATE: _date_source,
+    _TIME: _time_source,
+    _TIMESTAMP: _timestamp_source,
+}
 
 _CONVERTERS: dict[int, Converter] = {
     _BOOL: _bool,

@@ -62,15 +62,20 @@ def shared(staleproof_factory, tmp_path_factory):
 @pytest.fixture
 def place(shared):
     """The site without rows and entries."""
-    for table in ("contacts", "members", "templates", "odd"):
-        shared.database.execute(f"DELETE FROM {table}")
+    return emptied(shared, "contacts", "members", "templates", "odd")
+
+
+def emptied(site, *tables):
+    """Without rows of these, entries, and a state file."""
+    for table in tables:
+        site.database.execute(f"DELETE FROM {table}")
     for region in ("eu", "us"):
-        shared.wait_drained(region)
-        opened = open_region(shared.settings, region)
+        site.wait_drained(region)
+        opened = open_region(site.settings, region)
         for key in list(opened.keys("")):
-            opened.unlink(0, [key])
-    (shared.directory / "staleproof-replay.json").unlink(missing_ok=True)
-    return shared
+            opened.unlink(opened.layout.place(key)[0], [key])
+    (site.directory / "staleproof-replay.json").unlink(missing_ok=True)
+    return site
 
 
 def replay(site, *options, code=0, kill=None):
@@ -272,6 +277,11 @@ def test_a_dry_run_names_causes_and_keys_and_changes_nothing(place):
     assert not (place.directory / "staleproof-replay.json").exists()
 
 
+def read_so_far(state):
+    """Of contacts, as the state file has it."""
+    return json.loads(state.read_text())["progress"]["counts"]["contact"].get("read", 0)
+
+
 def test_a_killed_rebuild_goes_on_where_it_was(place):
     contacts(place, 3_000)
     place.wait_drained("eu")
@@ -279,19 +289,19 @@ def test_a_killed_rebuild_goes_on_where_it_was(place):
     options = ("--region", "eu", "--view", "contact", "--batch", "50", "--rate", "900", "--json")
 
     def kill_when_further(process):
-        before = json.loads(state.read_text())["progress"]["counts"]["contact"]["read"] if state.exists() else 0
+        before = read_so_far(state) if state.exists() else 0
 
         def further():
             assert process.poll() is None
-            return state.exists() and json.loads(state.read_text())["progress"]["counts"]["contact"]["read"] > before
+            return state.exists() and read_so_far(state) > before
 
         wait_until(further, "the state file says more")
         process.kill()
 
     replay(place, *options, code=-signal.SIGKILL, kill=kill_when_further)
-    first = json.loads(state.read_text())["progress"]["counts"]["contact"]["read"]
+    first = read_so_far(state)
     replay(place, *options, code=-signal.SIGKILL, kill=kill_when_further)
-    done = json.loads(state.read_text())["progress"]["counts"]["contact"]["read"]
+    done = read_so_far(state)
     assert 0 < first < done < 3_000
     _, complaint = replay(place, "--region", "eu", "--view", "contact", "--sweep", code=2)
     assert "is of another command (sweep was false, is true)" in complaint
