@@ -283,7 +283,8 @@ class Job:
                 for mark, found in order.finish(step.number, step.mark, counts):
                     self._mark = mark
                     self.counts[stage.view] += found
-                progress.advance(step.keys)
+                progress.counts["refused"] = sum(map(len, self._refused.now().values()))
+                progress.advance(step.keys, **for_progress(counts))
                 if self._save_due.due():
                     self._save()
 
@@ -380,6 +381,18 @@ class Job:
             session=SESSION,
         ) as database:
             yield ViewRows(database, view, self._aim.where, _published(database, source.publication, view)), database
+
+
+def for_progress(counts: Counts) -> dict[str, int]:
+    """What is shown meanwhile: of all regions together; `skipped` are rows and keys that nothing can be done with."""
+    shown: Counts = Counter()
+    for name, n in counts.items():
+        what, _, region = name.partition(" ")
+        if region:
+            shown[what] += n
+        elif what in ("keyless", "hashed"):
+            shown["skipped"] += n
+    return dict(shown)
 
 
 class InOrder:

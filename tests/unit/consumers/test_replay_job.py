@@ -90,6 +90,11 @@ def test_keys_are_worked_on_in_pieces_that_say_where_to_go_on():
     assert done == [["c"]]
 
 
+def test_what_is_shown_meanwhile_is_of_all_regions_together():
+    counts = Counter({"read": 9, "filled eu": 4, "filled us": 3, "removed us": 1, "keyless": 1, "hashed": 2})
+    assert for_progress(counts) == {"filled": 7, "removed": 1, "skipped": 3}
+
+
 def test_the_summary_is_lines_for_a_ticket():
     counts = {"read": 1_200, "filled eu": 1_100, "filled us": 900, "refused us": 3}
     summary = Summary(
