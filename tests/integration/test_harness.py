@@ -278,7 +278,7 @@ def test_whatever_a_test_broke_serves_again_when_its_site_ends(idle: Site, stack
     stack.processes["kafka"].wait_ready()
 
 
-def test_faults_of_what_is_not_there_say_what_to_do(idle: Site, stack: Stack) -> None:
+def test_faults_of_what_is_not_there_say_what_to_do(idle: Site, staleproof_factory: SiteMaker) -> None:
     with pytest.raises(StackError, match="there is no server 'redis-mars' to break; there are postgres, kafka"):
         idle.faults.redis("mars")
     with pytest.raises(StackError, match="make the site with proxied=True"):
@@ -286,9 +286,7 @@ def test_faults_of_what_is_not_there_say_what_to_do(idle: Site, stack: Stack) ->
     with pytest.raises(StackError, match="a worker of region 'us' does not run"):
         idle.faults.kill_worker("us")
     with pytest.raises(StackError, match="the servers have no region 'mars'"):
-        SiteMaker(servers=stack, directory=idle.directory, warden=idle.warden).make(
-            schema="", views="", regions=["mars"]
-        )
+        staleproof_factory.make(schema="", views="", regions=["mars"])
 
 
 def test_a_schema_may_be_a_callable_that_migrates(staleproof: MakeSite) -> None:
