@@ -14,7 +14,7 @@ from cdc.errors import ConfigError, TransientError
 from consumers import fence, replay_job
 from consumers.progress import Progress
 from consumers.replay_database import Summary, choose, lines_of
-from consumers.replay_job import ENDED, Aim, InOrder, Job, Keys, Pages, Stage, Step, stages_of
+from consumers.replay_job import ENDED, Aim, InOrder, Job, Keys, Pages, Stage, Step, for_progress, stages_of
 from consumers.resume import Resume
 from consumers.view_rows import Objects
 from invalidator.layout import EMPTY_FENCE, Layout, Row, Scope, offset_text
