@@ -274,6 +274,14 @@ def free_port(taken: Collection[int] = ()) -> int:
     raise StackError(f"no free port found in {PORTS.start}..{PORTS.stop} after {PORT_TRIES} tries")
 
 
+def free_ports(count: int) -> list[int]:
+    """Return so many free loopback ports, all different: none of them is taken yet by its server."""
+    ports: list[int] = []
+    for _ in range(count):
+        ports.append(free_port(ports))
+    return ports
+
+
 def choose_ports(names: Collection[str], preferred: Mapping[str, int]) -> dict[str, int]:
     """Give every name a port of its own: its preferred one where that is free."""
     chosen: dict[str, int] = {}

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from infra import cache
-from infra.processes import ServerProcess, StackError, Warden, free_port, wait_for
+from infra.processes import ServerProcess, StackError, Warden, free_ports, wait_for
 
 PRIMARIES: Final = 3
 SLOTS: Final = 16_384
@@ -188,7 +188,11 @@ def running(
 ) -> Iterator[LocalCluster]:
     """Three primaries with a replica each, all slots covered and every replica in sync; they end with the block."""
     settings = {**SETTINGS, "cluster-node-timeout": str(node_timeout_ms)}
-    members = [_member(program, directory, guard, f"cluster-{n}", settings) for n in range(2 * PRIMARIES)]
+    ports = free_ports(4 * PRIMARIES)  # two of each member's: one for clients, one for the others
+    members = [
+        _member(program, directory, guard, f"cluster-{n}", settings, *ports[2 * n : 2 * n + 2])
+        for n in range(2 * PRIMARIES)
+    ]
     try:
         for member in members:
             member.process.start()
@@ -204,17 +208,18 @@ def running(
             member.client.close()
 
 
-def _member(program: Path, directory: Path, guard: Warden, name: str, settings: Mapping[str, str]) -> Member:
+def _member(
+    program: Path, directory: Path, guard: Warden, name: str, settings: Mapping[str, str], port: int, bus: int
+) -> Member:
     home = directory / cache.process_name(name)
     shutil.rmtree(home, ignore_errors=True)
-    port = free_port()
     server = cache.server(
         program=program,
         region=name,
         directory=home,
         log=directory / f"{home.name}.log",
         port=port,
-        extra={**settings, "cluster-port": str(free_port({port}))},  # the default, port + 10000, may be anybody's
+        extra={**settings, "cluster-port": str(bus)},  # the default, port + 10000, may be anybody's
     )
     return Member(ServerProcess(server, guard), port)
 

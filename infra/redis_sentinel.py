@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from infra import cache
-from infra.processes import Server, ServerProcess, Warden, free_port, wait_for
+from infra.processes import Server, ServerProcess, Warden, free_ports, wait_for
 
 NAME: Final = "staleproof"
 SERVERS: Final = 3
@@ -89,7 +89,7 @@ class WatchedServers:
 @contextmanager
 def running(*, program: Path, directory: Path, guard: Warden) -> Iterator[WatchedServers]:
     """All of them, replicas in sync and Sentinels that know each other; they end with the block."""
-    ports = _free_ports(SERVERS + SENTINELS)
+    ports = free_ports(SERVERS + SENTINELS)
     servers = {port: _server(program, directory, guard, n, port) for n, port in enumerate(ports[:SERVERS])}
     sentinels = {
         port: _sentinel(program, directory, guard, number, ports)
@@ -110,13 +110,6 @@ def running(*, program: Path, directory: Path, guard: Warden) -> Iterator[Watche
     finally:
         for process in (*sentinels.values(), *servers.values()):
             process.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    ports: list[int] = []
-    while len(ports) < count:
-        ports.append(free_port(ports))
-    return ports
 
 
 def _server(program: Path, directory: Path, guard: Warden, number: int, port: int) -> ServerProcess:
