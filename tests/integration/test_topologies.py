@@ -215,9 +215,12 @@ def test_the_library_is_loaded_on_the_node_that_does_not_know_it(cluster_world: 
     assert world.alarm_count() == 0
 
 
-def test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own(cluster_world: World) -> None:
+def test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own(cluster: LocalCluster) -> None:
     """Six shards on three nodes: replies come in the order of each node, and are asked for in the order of sending."""
-    world = cluster_world
+    region = cluster_region(cluster)
+    region.prepare()
+    world = World(region)
+    world.open()  # here and not in a fixture: it sends to several nodes as well
     fill_all(world)
     sent: list[Any] = []
     submit = world.region.submit
