@@ -20,7 +20,7 @@ from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, read_views
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
-from invalidator.guard import Outcome
+from invalidator.guard import Batch, KeyChange, Outcome
 from invalidator.layout import Layout
 from invalidator.node import LIBRARY, Node
 from invalidator.nodes import Cluster, Connection, connect
@@ -222,14 +222,16 @@ def test_batches_sent_ahead_to_several_nodes_are_answered_each_by_its_own(cluste
     world = World(region)
     world.open()  # here and not in a fixture: it sends to several nodes as well
     fill_all(world)
+    unseen = (f"{world.stamp + 9:016x}",)
     sent: list[Any] = []
-    submit = world.region.submit
-    world.region.submit = lambda shard, batch: sent.append(submit(shard, batch)) or sent[-1]  # type: ignore[method-assign]
-    change_all(world)
-    world.drain()
-    assert len({submitted._node for submitted in sent}) == 3
-    assert len(sent) >= SHARDS
-    assert [key for key in KEYS if world.read(key)] == []
+    serving = {shard: region._nodes.serving(region.layout.header_key(shard)) for shard in range(SHARDS)}
+    assert len(set(serving.values())) == 3
+    order = sorted(serving, key=lambda shard: id(serving[shard]), reverse=True)  # whichever node comes first to mind
+    for count, shard in enumerate(order, start=1):
+        keys = [key for key in KEYS if region.layout.place(key)[0] == shard][:count]
+        changes = tuple(KeyChange(key, region.layout.place(key)[1], "0" * 32, unseen) for key in keys)
+        sent.append(region.submit(shard, Batch(rows=(), changes=changes)))
+    assert [submitted.applied().unlinked for submitted in sent] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_worker_that_gives_up_leaves_no_reply_behind(cluster_world: World) -> None:
