@@ -79,7 +79,7 @@ class Node:
 
     def _ask(self, *command: Any) -> Any:
         with self.client.pipeline(transaction=False) as both:
-            both.execute_command("ASKING").execute_command(*command)  # type: ignore[no-untyped-call]
+            both.execute_command("ASKING").execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py
             reply = both.execute(raise_on_error=False)[1]  # raising would put the command's values in the message
         if isinstance(reply, Exception):
             raise reply

@@ -90,7 +90,7 @@ class Single:
         """The server."""
         return self._node
 
-    def call(self, key: str, *command: Any) -> Any:  # noqa: ARG002
+    def call(self, key: str, *command: Any) -> Any:  # noqa: ARG002 - a Cluster needs it
         """One request and its reply."""
         return self._node.call(*command)
 
@@ -305,7 +305,8 @@ def _watched(
         sentinel_kwargs={**shared, **sentinel_login, "retry": Retry(NoBackoff(), 0)},
     )
     server = {**shared, **_given(login), **in_url, "retry": Retry(NoBackoff(), 0)}
-    return Watched(sentinels.master_for(options.sentinel_master, **server))  # type: ignore[no-untyped-call]
+    primary = sentinels.master_for(options.sentinel_master, **server)  # type: ignore[no-untyped-call]  # as above
+    return Watched(primary)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,6 @@ def test_a_command_that_fails_is_named_with_the_end_of_what_it_said():
 
 
 def test_sources_are_those_of_debian_that_apt_uses(monkeypatch):
-    told = "Debian deb http://m.test/debian/ x main\nOther deb http://o.test/ x main\nDebian deb http://m.test/debian/ x main\n"
+    told = "Debian deb mirror:one x main\nOther deb mirror:two x main\nDebian deb mirror:one x main\n"
     monkeypatch.setattr(build, "run", lambda *_: told)
-    assert build.apt_sources() == ["deb http://m.test/debian/ x main"]
+    assert build.apt_sources() == ["deb mirror:one x main"]
