@@ -14,7 +14,7 @@ RENEW ?=
 
 ON_CONTAINERS := $(addprefix tests/integration/test_,servers.py containers.py main_path.py)
 RENEW_LOCK = $(BIN)/pip-compile -q --upgrade --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-  --no-emit-trusted-host --strip-extras --allow-unsafe --extra stack --extra testing --extra dev \
+  --no-emit-trusted-host --strip-extras --allow-unsafe --extra stack --extra testing --extra zstd --extra dev \
   -o requirements.lock pyproject.toml
 
 help:  ## Say what each target does
