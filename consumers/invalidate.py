@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from cdc.control import ControlRecord, EpochStarted, Heartbeat, Raise, decode_control
 from cdc.errors import BadRecord, GapError, TransientError
 from cdc.events import stamp_text
+from cdc.snapshots import shortened
 from consumers.alarms import Alarm, Alarms
 from consumers.batching import Slice
 from consumers.checkpoint import Checkpoints, closed_scopes
@@ -37,7 +38,8 @@ from invalidator.guard import Beat, Closing, ControlStep, Outcome, Pass, RowStep
 from invalidator.layout import REGION_SCOPE, row_field, view_scope
 from invalidator.plan import Planner
 from invalidator.redis_errors import Remedy
-from invalidator.region import Applied, Region, RegionFault, Submitted
+from invalidator.region import Applied, Region, Submitted
+from invalidator.region_faults import RegionFault
 from invalidator.views import Views
 
 log = structlog.get_logger()
@@ -47,6 +49,9 @@ PENDING_HEARTBEATS_MAX = 32
 
 HEARTBEATS_KEPT = 2 * PENDING_HEARTBEATS_MAX
 """Those that are behind the data let fences shrink, also while a backlog is worked off."""
+
+PROOF_RUNNING_MAX = 13
+"""Running transactions that a watermark names; beyond, it claims less."""
 
 GC_THRESHOLDS = (50_000, 20, 20)
 BACKOFF_SECONDS_MIN = 0.05
@@ -494,6 +499,7 @@ class Worker:
             position=beat.position,
             stamp=stamp_text(beat.stamp),
             time_ms=beat.time_ms,
+            proof=shortened(beat.seen.text, PROOF_RUNNING_MAX),
             barriers=tuple((name, barrier) for _, name, barrier in reached.barriers),
         )
         for shard in self._shards:

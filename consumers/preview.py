@@ -86,14 +86,14 @@ class Preview(Rebuild):
         found: dict[str, bytes | None] = {}
         for shard, some in by_shard(region, keys).items():
             for part in in_scripts(some):
-                status, _, data = self._patiently(
+                looked = self._patiently(
                     region,
-                    lambda: region.read_many(shard, part, self._view.name, self._view.digest),  # noqa: B023 - called at once
+                    lambda: region.look(shard, part, self._view.name, self._view.digest),  # noqa: B023 - called at once
                 )
-                if status != "OPEN":
-                    counts[f"{status.lower()} {region.name}"] += len(part)
+                if looked.status != "OPEN":
+                    counts[f"{looked.status.lower()} {region.name}"] += len(part)
                     continue
-                found |= zip(part, map(_payload, data), strict=True)
+                found |= zip(part, map(_payload, looked.entries), strict=True)
         return found
 
     def _note(self, cause: str, region: Region, keys: Sequence[str], counts: Counts) -> None:

@@ -21,7 +21,8 @@ from consumers.view_rows import Objects, Parts, ViewRows
 from invalidator import entry as entries
 from invalidator.guard import Fill, Outcome
 from invalidator.loading import FillMaker, Proof, ProvenSource
-from invalidator.region import Filled, Region
+from invalidator.reader_commands import Filled
+from invalidator.region import Region
 from invalidator.views import key_parts
 
 SCRIPT_KEYS = 250
@@ -170,7 +171,7 @@ class Rebuild:
     def _without_negative(self, region: Region, shard: int, keys: Sequence[str]) -> Sequence[str]:
         """Those without an entry which can be served and says that there is no such object."""
         view = self._view
-        _, _, found = self._patiently(region, lambda: region.read_many(shard, keys, view.name, view.digest))
+        found = self._patiently(region, lambda: region.look(shard, keys, view.name, view.digest)).entries
         return [key for key, data in zip(keys, found, strict=True) if data is None or not is_negative(data)]
 
     def _load_keys(self, keys: Sequence[str]) -> _Loaded:

@@ -178,7 +178,7 @@ def _beat(text: str) -> BeatFacts:
 
 
 def _watermark(now_ms: int, text: str) -> WatermarkFacts:
-    position, time = _cut(text, POSITION_WIDTH, _TIME_WIDTH)
+    position, time = _cut(text[: POSITION_WIDTH + _TIME_WIDTH], POSITION_WIDTH, _TIME_WIDTH)
     time_ms = int(time, 16)
     age_seconds = (now_ms - time_ms) / 1000
     return WatermarkFacts(position=position, time_ms=time_ms, age_seconds_by_this_clock=age_seconds)

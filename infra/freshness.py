@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import psycopg
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, StaleproofError
 from consumers.regions import open_region
 from consumers.settings import Settings
 from infra.table_counts import TableCounts
@@ -23,6 +23,8 @@ from infra.value_diff import differences
 from infra.waiting import ASK_AGAIN_SECONDS
 from invalidator.reader import CacheReader
 from invalidator.region import Region
+from invalidator.tokens import Session, Token
+from invalidator.typed_views import Seconds
 from invalidator.views import Rule, View, Views, key_parts
 
 Loader = Callable[[Any, Any], object]
@@ -65,9 +67,18 @@ class SiteReader(CacheReader):
         super().__init__(region, views, connect)
         self._asked = asked
 
-    def get(self, view: str, key: object, load: Callable[[Any], Any]) -> Any:
+    def get(
+        self,
+        view: str,
+        key: object,
+        load: Callable[[Any], Any],
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+    ) -> Any:
         """As `CacheReader.get`."""
-        value = super().get(view, key, load)
+        value = super().get(view, key, load, max_staleness=max_staleness, token=token, strong=strong)
         template = self._views.views[view].key
         parts = [key[name] for name in template.fields] if isinstance(key, Mapping) else [key]
         self._asked[view, template.render(parts)] = key
@@ -81,7 +92,7 @@ class _Truth(NamedTuple):
     tables: frozenset[str]
 
 
-class _Absent(Exception):
+class _Absent(StaleproofError):
     """The reader wanted to load."""
 
 

@@ -20,6 +20,8 @@ SEEN_BYTES_MAX = 0xFFFF
 PROOF_BYTES = 360
 """So much of an entry the scripts read: 13 running transactions, or 7 intervals; a longer proof counts as none."""
 
+_FORMAT = FORMAT.encode()
+
 
 class Kind(StrEnum):
     """Who stored the entry."""
@@ -84,6 +86,18 @@ def _check_length(*parts: str | bytes) -> None:
 def lead(kind: Kind, content: Content, encoding: str = "j") -> str:
     """The four characters before the generations."""
     return FORMAT + kind.value + content.value + encoding
+
+
+def peek(data: bytes, view: bytes, key: bytes) -> tuple[str, str, int] | None:
+    """Content, encoding and where the payload begins, if `data` names this view and key; shorter than `decode`."""
+    if data[:1] != _FORMAT or data[96:104] != b"%04x%04x" % (len(view), len(key)):
+        return None
+    try:
+        names = HEAD_BYTES + int(data[92:96], 16)
+    except ValueError:
+        return None
+    payload = names + len(view) + len(key)
+    return (chr(data[2]), chr(data[3]), payload) if data[names:payload] == view + key else None
 
 
 def decode(data: bytes) -> Entry:

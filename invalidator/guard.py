@@ -144,6 +144,8 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     position: str
     stamp: str
     time_ms: int
+    proof: str
+    """What the heartbeat's own transaction saw: all of it was logged before."""
     barriers: tuple[tuple[str, int], ...]
 
 
@@ -374,7 +376,7 @@ def pass_heartbeat(shard: Shard, request: Pass) -> tuple[Outcome, int, int]:
         return Outcome.REFUSED, 0, 0
     _, restored = shard.default_fence()
     if shard.header.get("w", "")[:POSITION_WIDTH] < request.position:
-        shard.header["w"] = f"{request.position}{request.time_ms:012x}"
+        shard.header["w"] = f"{request.position}{request.time_ms:012x}{request.proof}"
     opened = 0
     newest, stamp = shard.newest_of_rows()
     fence = Fence(False, max(newest, request.position), (ZERO_STAMP, max(stamp, request.stamp)))

@@ -41,6 +41,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """Hash: stripe (4 hexadecimal digits) or `*` to fence."""
         return f"{{{self.prefix}:{shard}}}:f"
 
+    def leases_key(self, shard: int) -> str:
+        """Hash: cache key to who loads it now."""
+        return f"{{{self.prefix}:{shard}}}:l"
+
     def entry_key(self, shard: int, key: str) -> str:
         """String: the entry of cache key `key`."""
         return f"{{{self.prefix}:{shard}}}:e:{key}"

@@ -1,25 +1,28 @@
 """Loads from the database with a proof of what they could see, and the fills made of them.
 
-In flows a function that reads; out flow what it read and a Proof, or no proof where nothing is certain. It runs on a
-connection whose snapshot was taken first, in one REPEATABLE READ transaction: every read of the load sees exactly that
-snapshot. Needs autocommit connections with psycopg's `execute`, `fetchone` and `nextset`.
+In flows a function that reads; out flow what it read and a Proof, or no proof where nothing is certain. On psycopg
+connections in autocommit mode it runs in one REPEATABLE READ transaction of ours, whose snapshot was taken first: every
+read of the load sees exactly that. Any other session brings a transaction of its own: its reads see that or more.
 """
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 import msgspec
 
 from cdc.errors import ConfigError
-from cdc.events import parse_lsn
+from cdc.events import History, parse_lsn, stamp_text
 from cdc.snapshots import Snapshot, parse_pg_snapshot, parse_pg_standby_snapshot
 from invalidator import entry as entries
 from invalidator.guard import Fill
 from invalidator.layout import Layout
+from invalidator.sessions import Ask, Run, SourceFault, Steps, Undo, check_in_transaction, is_psycopg, perform
+from invalidator.tokens import Token
 from invalidator.views import View
 
 T = TypeVar("T")
@@ -27,16 +30,23 @@ T = TypeVar("T")
 # Who is this server? Asked once per connection of a primary: it cannot become another one without a restart.
 # `server` tells apart what a pooler or balancer may put behind one connection.
 _SERVER = "concat_ws('/', extract(epoch FROM pg_postmaster_start_time()), inet_server_addr(), inet_server_port())"
-_IDENTIFY = f"""SELECT {_SERVER}, pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system())::text, CASE
+_HISTORY = """(SELECT system_identifier FROM pg_control_system())::text || ':' || CASE
     WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
-    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""  # noqa: S608 - our own constant
+    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END"""
+_IDENTIFY = f"SELECT {_SERVER}, pg_is_in_recovery(), {_HISTORY}"
 _REPLAYED = f"SELECT {_SERVER}, coalesce(pg_last_wal_replay_lsn(), '0/0')::text"
-_SEEN = f"""SELECT {_SERVER}, pg_is_in_recovery(), pg_current_snapshot()::text,
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint"""  # noqa: S608 - our own constant
+# The time at which the statement arrived: the snapshot is younger.
+_NOW_MS = "floor(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
+_SEEN = f"SELECT {_SERVER}, pg_is_in_recovery(), pg_current_snapshot()::text, {_NOW_MS}"
 _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
 _END = "SELECT pg_current_snapshot()::text, pg_current_xact_id_if_assigned() IS NULL; COMMIT"
+# Of a transaction that is not ours: when it began (its snapshot may be as old) tells whether it is still the same.
+_WITHIN = f"""{_SEEN}, floor(extract(epoch FROM transaction_timestamp()) * 1000)::bigint,
+    concat(pg_backend_pid(), '/', transaction_timestamp()), pg_current_xact_id_if_assigned() IS NULL"""
+_WRITTEN = f"SELECT {_HISTORY}, pg_current_xact_id_if_assigned()::text"
+_COMMITTED = f"SELECT {_HISTORY}, pg_current_wal_insert_lsn()::text"
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -51,78 +61,172 @@ class Proof(msgspec.Struct, frozen=True):
         return len(self.snapshot.text) <= entries.SEEN_BYTES_MAX
 
 
+class ClockReading(msgspec.Struct, frozen=True):
+    """The primary's clock, milliseconds since 1970, in the reply to a statement sent at `asked` (monotonic seconds)."""
+
+    time_ms: int
+    asked: float
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What a load gave. `begun_now`: its transaction began with it, so that it shows whatever was committed before."""
+
+    value: Any
+    proof: Proof | None
+    clock: ClockReading | None
+    begun_now: bool = False
+
+
 class _Server(msgspec.Struct, frozen=True):
     name: str
     standby: bool
-    history: str
+    history: History
+
+
+class _Within(msgspec.Struct, frozen=True):
+    """What one statement inside somebody else's transaction told."""
+
+    server: str
+    standby: bool
+    snapshot: str
+    time_ms: int
+    began_ms: int
+    transaction: str
+    unwritten: bool
+
+
+class Prover:
+    """The steps of proven loads, on any kind of session; what it learnt about servers lasts. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._servers: weakref.WeakKeyDictionary[Any, _Server] = weakref.WeakKeyDictionary()
+        self._histories: dict[tuple[str, bool], History] = {}
+
+    def load(self, session: Any) -> Steps[Loaded]:
+        """One load on a session that was lent for it."""
+        if is_psycopg(session):
+            return self._in_our_transaction(session)
+        return self._in_theirs(session)
+
+    def _in_our_transaction(self, session: Any) -> Steps[Loaded]:
+        if not session.autocommit:
+            raise ConfigError("the reader needs connections in autocommit mode: it opens the transaction itself")
+        server = self._servers.get(session) or (yield from self._identify(session))
+        replayed, replayed_by = 0, server.name
+        if server.standby:
+            replayed_by, lsn = yield Ask(_REPLAYED)
+            replayed = parse_lsn(lsn)
+        try:
+            asked = self._clock()
+            name, standby, text, now_ms = yield Ask(_BEGIN, result=1)
+            value = yield Run()
+            still, unwritten = yield Ask(_END)
+        except BaseException:
+            with suppress(SourceFault):  # a connection that is gone has nothing to undo; what went wrong is raised
+                yield Undo()
+            raise
+        if (name, standby) != (server.name, server.standby) or replayed_by != name:
+            del self._servers[session]  # promoted, or another server behind a balancer: whose history is it?
+            return Loaded(value, None, None)
+        if still != text or not unwritten:
+            return Loaded(value, None, None)
+        if standby:
+            return Loaded(value, Proof(parse_pg_standby_snapshot(server.history, text, replayed), now_ms), None)
+        proof = Proof(parse_pg_snapshot(server.history, text), now_ms)
+        return Loaded(value, proof, ClockReading(now_ms, asked), begun_now=True)
+
+    def _identify(self, session: Any) -> Steps[_Server]:
+        server = _Server(*(yield Ask(_IDENTIFY)))
+        self._servers[session] = server  # a standby may follow a new timeline: then fills are refused, and safe
+        return server
+
+    def _in_theirs(self, session: Any) -> Steps[Loaded]:
+        asked = self._clock()
+        begun = yield from self.begin(session)
+        return (yield from self.load_within(begun, asked))
+
+    def begin(self, session: Any) -> Steps[_Within]:
+        """The first statement inside a transaction of the application's own."""
+        check_in_transaction(session)
+        return _Within(*(yield Ask(_WITHIN)))
+
+    def load_within(self, begun: _Within, asked: float | None = None) -> Steps[Loaded]:
+        """One load inside that transaction. It sees the snapshot of `begin`, or a later one: at least as much."""
+        known = (begun.server, begun.standby)
+        if known not in self._histories:
+            name, standby, history = yield Ask(_IDENTIFY)
+            self._histories[name, standby] = history
+        history = self._histories.get(known)
+        value = yield Run()
+        ended = _Within(*(yield Ask(_WITHIN)))
+        left = (ended.server, ended.standby, ended.transaction) != (begun.server, begun.standby, begun.transaction)
+        if left or history is None or not (begun.unwritten and ended.unwritten):
+            return Loaded(value, None, None)
+        if begun.standby:
+            return Loaded(value, Proof(parse_pg_standby_snapshot(history, begun.snapshot, 0), begun.began_ms), None)
+        proof = Proof(parse_pg_snapshot(history, begun.snapshot), begun.began_ms)
+        return Loaded(value, proof, None if asked is None else ClockReading(begun.time_ms, asked))
+
+    def ask_clock(self) -> Steps[ClockReading | None]:
+        """The primary's clock; None where a standby answers, whose own may differ."""
+        asked = self._clock()
+        _, standby, _, now_ms = yield Ask(_SEEN)
+        return None if standby else ClockReading(now_ms, asked)
+
+
+def written() -> Steps[Token]:
+    """The token of the transaction that a session is in, before its COMMIT; an empty one where it wrote nothing."""
+    history, stamp = yield Ask(_WRITTEN)
+    return Token(history, () if stamp is None else (stamp_text(int(stamp)),))
+
+
+def committed(token: Token) -> Steps[Token]:
+    """The same after COMMIT on the same session, with a position of the log by which it was logged."""
+    history, lsn = yield Ask(_COMMITTED)
+    return token if history != token.history else Token(history, token.stamps, f"{parse_lsn(lsn):016x}")
 
 
 class ProvenSource:
-    """A database, through connections that `connect` lends: a context manager each, e.g. psycopg_pool's `connection`.
+    """A database, through sessions that `connect` lends: a context manager each, e.g. psycopg_pool's `connection`.
 
     Thread-safe as far as `connect` is.
     """
 
     def __init__(self, connect: Callable[[], AbstractContextManager[Any]]) -> None:
         self._connect = connect
-        self._servers: weakref.WeakKeyDictionary[Any, _Server] = weakref.WeakKeyDictionary()
+        self._prover = Prover()
 
     def load(self, load: Callable[[Any], T]) -> tuple[T, Proof | None]:
-        """What `load(connection)` returns, with the proof; None where it is unproven. Errors of `load` pass through."""
-        with self._connect() as connection:
-            if not connection.autocommit:
-                raise ConfigError("the reader needs connections in autocommit mode: it opens the transaction itself")
-            server = self._servers.get(connection) or self._identify(connection)
-            replayed, replayed_by = 0, server.name
-            if server.standby:
-                replayed_by, text = connection.execute(_REPLAYED).fetchone()
-                replayed = parse_lsn(text)
-            try:
-                cursor = connection.execute(_BEGIN)
-                cursor.nextset()
-                name, standby, text, now_ms = cursor.fetchone()
-                value = load(connection)
-                still, unwritten = connection.execute(_END).fetchone()
-            except BaseException:
-                connection.rollback()
-                raise
-            if (name, standby) != (server.name, server.standby) or replayed_by != name:
-                del self._servers[connection]  # promoted, or another server behind a balancer: whose history is it?
-                return value, None
-            if still != text or not unwritten:
-                return value, None
-            if standby:
-                return value, Proof(parse_pg_standby_snapshot(server.history, text, replayed), now_ms)
-            return value, Proof(parse_pg_snapshot(server.history, text), now_ms)
-
-    def _identify(self, connection: Any) -> _Server:
-        name, standby, system, timeline = connection.execute(_IDENTIFY).fetchone()
-        server = _Server(name, standby, f"{system}:{timeline}")
-        self._servers[connection] = server  # a standby may follow a new timeline: then fills are refused, and safe
-        return server
+        """What `load(session)` returns, with the proof; None where it is unproven. Errors of `load` pass through."""
+        with self._connect() as session:
+            loaded = perform(self._prover.load(session), session, load)
+        return loaded.value, loaded.proof
 
 
 class FillMaker:
     """Makes the fills of one load: values of one view under one proof."""
 
-    def __init__(self, view: View, layout: Layout, proof: Proof) -> None:
-        """Raises ValueError for a proof that is not `storable`."""
+    def __init__(
+        self, view: View, layout: Layout, proof: Proof, *, encoding: str = "j", lifetime_share: float = 1.0
+    ) -> None:
+        """Entries live for `lifetime_share` of the view's ttl. Raises ValueError for a proof that is not `storable`."""
         self._place = layout.place
         self._view = view.name
         self._digest = view.digest
         self._history = proof.snapshot.history
-        self._ttl_ms = view.ttl_ms or 0
+        self._ttl_ms = max(1, int(view.ttl_ms * lifetime_share)) if view.ttl_ms else 0
         self._encode = entries.TailEncoder(
             view=view.name,
             seen=proof.snapshot.text,
             as_of_ms=proof.as_of_ms,
             expires_ms=proof.as_of_ms + self._ttl_ms if self._ttl_ms else 0,
         ).encode
-        self._lead_of_value = entries.lead(entries.Kind.FILL, entries.Content.VALUE)
+        self._lead_of_value = entries.lead(entries.Kind.FILL, entries.Content.VALUE, encoding)
         self._lead_of_absence = entries.lead(entries.Kind.FILL, entries.Content.ABSENT)
 
     def fill(self, key: str, payload: bytes | None) -> tuple[int, Fill]:
-        """The shard and the fill for `key`. `payload` is JSON, None where the database has no such object."""
+        """The shard and the fill for `key`. `payload` is encoded, None where the database has no such object."""
         shard, stripe = self._place(key)
         return shard, Fill(
             key=key,

@@ -29,6 +29,19 @@ class Node:
         self._unanswered = 0
 
     @property
+    def place(self) -> tuple[Any, Any, Any]:
+        """Host, port, and path of a socket, as far as they are known; of Sentinel's primary, that of now."""
+        pool: Any = self.client.connection_pool
+        given = pool.connection_kwargs
+        host, port = getattr(pool, "master_address", None) or (given.get("host"), given.get("port"))
+        return host, port, given.get("path")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether connections are."""
+        return "SSL" in self.client.connection_pool.connection_class.__name__
+
+    @property
     def is_answered(self) -> bool:
         """Whether no reply is due on the line."""
         return not self._unanswered

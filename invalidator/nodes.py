@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 import redis
@@ -64,6 +64,10 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 1.0
 
 
+Route: TypeAlias = Generator[tuple[Node, bool], None, None]
+"""Servers to ask, one after the other, and whether the slot is only on its way to that server."""
+
+
 class Nodes(Protocol):
     """The servers of a region. All of it raises what redis-py raises."""
 
@@ -72,6 +76,13 @@ class Nodes(Protocol):
 
     def call(self, key: str, *command: Any) -> Any:
         """One request that concerns the slot of `key`, and its reply."""
+
+    def route(self, key: str) -> Route:
+        """Whom to ask about `key`, and whom next: a Route yields a server, and is thrown its redirection."""
+
+    @property
+    def asks_first(self) -> bool:
+        """Whether the next question who serves costs requests of its own."""
 
     def primaries(self) -> Sequence[Node]:
         """Every server that takes writes, as of now."""
@@ -90,9 +101,18 @@ class Single:
         """The server."""
         return self._node
 
-    def call(self, key: str, *command: Any) -> Any:  # noqa: ARG002 - a Cluster needs it
+    def call(self, key: str, *command: Any) -> Any:
         """One request and its reply."""
-        return self._node.call(*command)
+        return self.serving(key).call(*command)
+
+    def route(self, key: str) -> Route:
+        """The server."""
+        yield self.serving(key), False
+
+    @property
+    def asks_first(self) -> bool:
+        """Never."""
+        return False
 
     def primaries(self) -> Sequence[Node]:
         """The server."""
@@ -113,6 +133,7 @@ class Watched(Single):
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
         self._due_seconds = 0.0
+        self._answers = True
 
     def serving(self, key: str) -> Node:
         """The primary."""
@@ -120,9 +141,16 @@ class Watched(Single):
             self._verify()
         return super().serving(key)
 
-    def call(self, key: str, *command: Any) -> Any:
-        """One request and its reply."""
-        return self.serving(key).call(*command)
+    @property
+    def asks_first(self) -> bool:
+        """Once a second."""
+        return time.monotonic() >= self._due_seconds
+
+    def doubt(self, fault: Fault) -> None:
+        """Ask again who is the primary."""
+        super().doubt(fault)
+        if fault.remedy is Remedy.RECONNECT and self._answers:
+            self._due_seconds = 0.0
 
     def primaries(self) -> Sequence[Node]:
         """The primary, asked for anew."""
@@ -135,7 +163,9 @@ class Watched(Single):
         self._due_seconds = time.monotonic() + VERIFY_SECONDS  # first: other threads need not ask too
         try:
             pool.proxy.get_master_address()
+            self._answers = True
         except MasterNotFoundError:
+            self._answers = False
             self._due_seconds = time.monotonic() + VERIFY_AGAIN_SECONDS
 
 
@@ -173,17 +203,32 @@ class Cluster:
 
     def call(self, key: str, *command: Any) -> Any:
         """One request and its reply, wherever the slot is on its way."""
+        route = self.route(key)
+        node, asking = next(route)
+        while True:
+            try:
+                return node.call(*command, asking=asking)
+            except (MovedError, AskError) as error:
+                node, asking = route.throw(error)
+
+    def route(self, key: str) -> Route:
+        """The slot's server, and those that redirections name."""
         node, asking = self.serving(key), False
         for _ in range(REDIRECTS_MAX):
             try:
-                return node.call(*command, asking=asking)
+                yield node, asking
             except MovedError as moved:
                 node, asking = self._redirected(moved, node), False
                 self._slots[moved.slot_id] = node
                 self._doubted = True  # where one slot moved, others may have
             except AskError as ask:
                 node, asking = self._redirected(ask, node), True
-        return node.call(*command, asking=asking)
+        yield node, asking
+
+    @property
+    def asks_first(self) -> bool:
+        """After a fault or a redirection."""
+        return self._doubted
 
     def primaries(self) -> Sequence[Node]:
         """Every node that serves a slot."""

@@ -1,41 +1,149 @@
-"""Reading through the cache: a hit is served as it is, a miss is loaded with a proof of what the load could see.
+"""Reading through the cache, for threads: a value as new as was asked for, from the cache or from the database.
 
-In flow a view, a key and a loader; out flows the value. What cannot be proven is returned, never cached; how a load
-is proven, `loading.py` says.
+    reader = CacheReader(region, views, pool.connection)
+
+    @reader.loads("contact", max_staleness=5)
+    def contact(connection: Connection, id: int) -> Contact | None: ...
+
+    contact(42)
+
+All decisions are in `reading.py`; here they are carried out. `AsyncCacheReader` is the same for asyncio.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import update_wrapper
+from secrets import token_hex
+from typing import Any, Generic, TypeVar, cast
 
-import msgspec
-
-from cdc.errors import BadRecord, ConfigError, TransientError
-from invalidator import entry as entries
-from invalidator.guard import Outcome
+from cdc.errors import ConfigError, StaleproofError
+from invalidator.codecs import Codec
+from invalidator.herd import Limits
+from invalidator.judging import Need, shown_by
 from invalidator.layout import Layout
-from invalidator.loading import FillMaker, Proof, ProvenSource
+from invalidator.loading import Loaded, Prover, committed, written
+from invalidator.near import Near
+from invalidator.reading import (
+    Act,
+    Aside,
+    AskClock,
+    Counts,
+    Flow,
+    Found,
+    Lease,
+    Load,
+    Look,
+    Offer,
+    OnDoubt,
+    Reading,
+    TypedView,
+    Wait,
+)
 from invalidator.region import Region
-from invalidator.views import View, Views
+from invalidator.sessions import SourceFault, fault, is_psycopg, perform
+from invalidator.tokens import Session, Token
+from invalidator.typed_views import Seconds, arguments, known_view, need_of, returned_type, typed_view, with_loader
+from invalidator.views import Views
 
 T = TypeVar("T")
+ASIDE_THREADS = 2
+
+_log = logging.getLogger("staleproof")
 
 
-class Counts(Counter[str]):
-    """What happened to the reads.
+class WriteToken:
+    """What `write_token` gives: its token is there once the transaction is committed."""
 
-    hit, miss, closed, cold, down, foreign; filled, superseded, unproven, oversize, refused and refused:<reason>.
-    """
+    def __init__(self) -> None:
+        self._token: Token | None = None
+
+    @property
+    def token(self) -> Token:
+        """Raises ConfigError before the transaction is committed."""
+        if self._token is None:
+            raise ConfigError("a write has its token only once it is committed: ask after the `with` block")
+        return self._token
+
+    @property
+    def text(self) -> str:
+        """The token as it travels."""
+        return self.token.text
+
+    def settle(self, token: Token) -> None:
+        """The transaction is committed."""
+        self._token = token
+
+
+class ReadSnapshot:
+    """A transaction of the application's own, of which it is known what its reads see at least."""
+
+    def __init__(self, session: Any, begun: Any) -> None:
+        self.session = session
+        self.begun = begun
+
+
+class CachedView(Generic[T]):
+    """One view with its loader: what the application reads by."""
+
+    def __init__(self, reader: CacheReader, view: TypedView[T]) -> None:
+        self._reader = reader
+        self._view = view
+
+    def __call__(self, *parts: Any) -> T | None:
+        """The value of the key with these parts."""
+        return self.get(parts[0] if len(parts) == 1 else parts)
+
+    def get(
+        self,
+        key: object,
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+        snapshot: ReadSnapshot | None = None,
+    ) -> T | None:
+        """The value of `key`, None where the database has none.
+
+        `key` is the template's one part, a tuple of its parts, or a mapping. Not older than `max_staleness` seconds at
+        the time of asking (the view's own by default); includes what `token` names; `strong`: loaded from the primary
+        now. A miss is loaded inside `snapshot` where one is given. Raises Unproven, Overloaded or SourceFault where
+        nothing can be returned that was asked for, ConfigError for a key that does not fit, and the loader's errors.
+        """
+        need = need_of(self._view, max_staleness, token, strong=strong)
+        found = self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
+        note_shown(token, need, [found])
+        value: T | None = found.value
+        return value
+
+    def get_many(
+        self,
+        keys: Iterable[Any],
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+        snapshot: ReadSnapshot | None = None,
+    ) -> dict[Any, T | None]:
+        """The values of several keys, by key, in one request per shard; what is missing is loaded together."""
+        need = need_of(self._view, max_staleness, token, strong=strong)
+        found = self._reader.run(self._reader.reading.get_many(self._view, keys, need, snapshot))
+        note_shown(token, need, found.values())
+        return {key: one.value for key, one in found.items()}
 
 
 class CacheReader:
-    """A read-through client of one region. Thread-safe as far as `connect` is; one object serves a process.
+    """A read-through client of one region. One object serves a process and its threads.
 
-    `connect` gives a context manager that lends an autocommit connection, e.g. psycopg_pool's `pool.connection`.
-    Values larger than `payload_bytes_max` (as JSON) are returned and not cached.
+    `connect` gives a context manager that lends a session: psycopg connections in autocommit mode, e.g. psycopg_pool's
+    `pool.connection`, or sessions of other makes (sessions.py) inside a transaction. `primary` lends sessions of the
+    primary; by default it is `connect`, which then should be one.
     """
 
     def __init__(
@@ -44,86 +152,257 @@ class CacheReader:
         views: Views,
         connect: Callable[[], AbstractContextManager[Any]],
         *,
-        payload_bytes_max: int = 1 << 20,
+        primary: Callable[[], AbstractContextManager[Any]] | None = None,
+        limits: Limits | None = None,
+        near: Near | None = None,
     ) -> None:
-        self.counts = Counts()
         self._region = region
         self._views = views
-        self._source = ProvenSource(connect)
-        self._payload_bytes_max = payload_bytes_max
+        self._connect = connect
+        self._primary = primary or connect
+        self._limits = limits or Limits()
+        self._prover = Prover()
+        self._owner = token_hex(8)
+        self._untyped: dict[str, TypedView[Any]] = {}
+        self._aside: ThreadPoolExecutor | None = None
+        self.reading = Reading(
+            region.layout,
+            self._limits,
+            near,
+            owner=self._owner,
+            clock=time.monotonic,
+            share=random.random,
+            make_flight=_Flight,
+            alarm=alarm,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What happened to the reads so far."""
+        return self.reading.counts
 
     @property
     def layout(self) -> Layout:
         """Where this region's keys lie."""
         return self._region.layout
 
-    def get(self, view: str, key: object, load: Callable[[Any], T | None]) -> T | None:
-        """The value of `key` in `view`: from the cache where it may be served, else from `load(connection)`.
+    # -- declaring views
 
-        `key` is the template's one part, or a mapping of its parts. `load` returns something JSON can hold, or None
-        when the database has no such object; that is cached too. A hit comes back as JSON gives it. Errors of `load`
-        pass through and nothing is cached. Raises ConfigError for an unknown view or a key that does not fit it.
+    def view(
+        self,
+        name: str,
+        load: Callable[..., T | None],
+        *,
+        type: Any = Any,  # noqa: A002 - the word that people look for
+        codec: Codec | None = None,
+        max_staleness: Seconds | None = None,
+        on_doubt: OnDoubt = OnDoubt.CLOSED,
+    ) -> CachedView[T]:
+        """A view with its loader, `load(session, key)`, with the key's parts by position (a tuple) or name (a mapping).
+
+        Values are decoded into `type`: a msgspec Struct, a dataclass, a pydantic model, or what JSON gives. Errors of
+        `load` pass through and nothing is cached; None is cached as absent. Raises ConfigError.
         """
-        known = self._view(view)
-        name = _render(known, key)
+        known = known_view(self._views, name)
+        return CachedView(self, typed_view(known, load, type, codec or Codec(), max_staleness, on_doubt))
+
+    def loads(
+        self,
+        name: str,
+        *,
+        codec: Codec | None = None,
+        max_staleness: Seconds | None = None,
+        on_doubt: OnDoubt = OnDoubt.CLOSED,
+    ) -> Callable[[Callable[..., T | None]], CachedView[T]]:
+        """As `view`, as a decorator of the loader; its return annotation is the type."""
+
+        def declare(load: Callable[..., T | None]) -> CachedView[T]:
+            declared = self.view(
+                name, load, type=returned_type(load), codec=codec, max_staleness=max_staleness, on_doubt=on_doubt
+            )
+            update_wrapper(cast("Any", declared), load)
+            return declared
+
+        return declare
+
+    # -- reading and writing
+
+    def get(
+        self,
+        view: str,
+        key: object,
+        load: Callable[[Any], T | None],
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+    ) -> T | None:
+        """As `CachedView.get`, with a loader for this one key, `load(session)`; a hit comes back as JSON gives it."""
+        typed = self._untyped.get(view)
+        if typed is None:
+            typed = self._untyped[view] = typed_view(
+                known_view(self._views, view), None, Any, Codec(), None, OnDoubt.CLOSED
+            )
+        loading = with_loader(typed, lambda session, *_, **__: load(session))
+        return CachedView[T](self, loading).get(key, max_staleness=max_staleness, token=token, strong=strong)
+
+    @contextmanager
+    def write_token(self, connection: Any) -> Iterator[WriteToken]:
+        """A transaction on a psycopg connection in autocommit mode; once it is committed its token can be had.
+
+        Inside a transaction of your own use `token`. Raises ConfigError.
+        """
+        check_idle(connection)
+        promised = WriteToken()
+        with connection.transaction():
+            yield promised
+            token = perform(written(), connection)
+        promised.settle(token)
+        with suppress(SourceFault):  # committed is committed: the token is good without the log's position
+            promised.settle(perform(committed(token), connection))
+
+    def token(self, session: Any) -> Token:
+        """The token of the transaction that the session is in, before its COMMIT. It counts once that has happened."""
+        return perform(written(), session)
+
+    def passed(self, token: Token | str) -> bool:
+        """Whether this whole region has applied what the token names; False too while that cannot be asked."""
+        wanted = Token.parse(token) if isinstance(token, str) else token
+        return self.run(self.reading.passed(wanted, next(iter(self._views.views.values()))))
+
+    @contextmanager
+    def snapshot(self, session: Any) -> Iterator[ReadSnapshot]:
+        """Reads whose misses load on a session that the application owns, inside its transaction.
+
+        On a psycopg connection in autocommit mode a transaction is opened for the block.
+        """
+        with ExitStack() as stack:
+            if is_psycopg(session) and session.autocommit and not session.info.transaction_status:
+                stack.enter_context(session.transaction())
+            yield ReadSnapshot(session, perform(self._prover.begin(session), session))
+
+    def invalidate_local(self, view: str, key: object) -> None:
+        """Drop one value from the near cache of this process."""
+        self.reading.forget(known_view(self._views, view), key)
+
+    def close(self) -> None:
+        """Wait for what is loaded in the background."""
+        if self._aside is not None:
+            self._aside.shutdown()
+
+    # -- carrying out
+
+    def run(self, flow: Flow[T]) -> T:
+        """Carry out what a flow asks for, and return its result."""
         try:
-            found = self._region.read(self.layout.place(name)[0], name, known.name, known.digest)
-        except TransientError:
-            self.counts["down"] += 1
-            return self._source.load(load)[0]
-        if found.entry is not None:
+            act = next(flow)
+            while True:
+                try:
+                    answer = self._perform(act)
+                except BaseException as error:  # noqa: BLE001 - the flow judges; what it does not catch comes back
+                    act = flow.throw(error)
+                else:
+                    act = flow.send(answer)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    def _perform(self, act: Act) -> Any:
+        if isinstance(act, Look):
+            return self._region.look(act.shard, act.names, act.view.name, act.view.digest)
+        if isinstance(act, Load):
+            return self._load(act)
+        if isinstance(act, Offer):
+            return self._region.fill_many(act.shard, act.fills, self._owner)
+        if isinstance(act, Lease):
+            cap = living_max(self._limits, self.layout)
+            return self._region.lease(act.shard, act.fields, self._owner, int(act.seconds * 1_000), cap)
+        if isinstance(act, Wait):
+            return cast("_Flight", act.flight).wait(act.seconds)
+        if isinstance(act, AskClock):
+            with self._lent(self._primary) as session:
+                return perform(self._prover.ask_clock(), session)
+        if isinstance(act, Aside):
+            return self._run_aside(act.flow)
+        return time.sleep(act.seconds)
+
+    def _load(self, act: Load) -> Loaded:
+        def run(session: Any) -> dict[str, Any]:
+            values = {}
+            for name, key in act.keys.items():
+                positional, named = arguments(key)
+                values[name] = act.view.load(session, *positional, **named)
+            return values
+
+        if act.snapshot is not None:
+            return perform(self._prover.load_within(act.snapshot.begun), act.snapshot.session, run)
+        with self._lent(self._primary if act.primary else self._connect) as session:
+            return perform(self._prover.load(session), session, run)
+
+    @contextmanager
+    def _lent(self, lend: Callable[[], AbstractContextManager[Any]]) -> Iterator[Any]:
+        with ExitStack() as stack:
             try:
-                entry = entries.decode(found.entry)
-                if (entry.key, entry.view, entry.encoding) == (name, known.name, "j"):
-                    self.counts["hit"] += 1
-                    return None if entry.content is entries.Content.ABSENT else msgspec.json.decode(entry.payload)
-            except (BadRecord, msgspec.DecodeError):
-                pass  # counted below: whatever lies there is not what was asked for
-            self.counts["foreign"] += 1
-        else:
-            self.counts[found.status.lower()] += 1
-        value, proof = self._source.load(load)
-        if proof is None:
-            self.counts["unproven"] += 1
-        else:
-            self._fill(known, name, value, proof)
-        return value
+                session = stack.enter_context(lend())
+            except StaleproofError:
+                raise
+            except Exception as error:
+                raise fault(error) from error
+            yield session
 
-    def _view(self, name: str) -> View:
-        view = self._views.views.get(name)
-        if view is None:
-            raise ConfigError(f"there is no view {name!r}; known are {', '.join(sorted(self._views.views))}")
-        return view
+    def _run_aside(self, flow: Flow[Any]) -> None:
+        if self._aside is None:
+            self._aside = ThreadPoolExecutor(ASIDE_THREADS, thread_name_prefix="staleproof")
 
-    def _fill(self, view: View, name: str, value: object, proof: Proof) -> None:
-        payload = None if value is None else msgspec.json.encode(value)
-        if len(payload or b"") > self._payload_bytes_max or not proof.storable:
-            self.counts["oversize"] += 1
-            return
-        shard, request = FillMaker(view, self.layout, proof).fill(name, payload)
-        try:
-            filled = self._region.fill(shard, request)
-        except TransientError:
-            self.counts["down"] += 1  # the value is good; only the cache did not take it
-            return
-        if filled.outcome is Outcome.APPLIED:
-            self.counts["filled"] += 1
-        elif filled.outcome is Outcome.REFUSED:
-            self.counts["refused"] += 1
-            self.counts[f"refused:{filled.reason}"] += 1
-        else:
-            self.counts[filled.outcome.lower()] += 1
+        def run() -> None:
+            try:
+                self.run(flow)
+            except Exception:  # noqa: BLE001 - nobody waits for it: who asks later gets the error
+                self.counts["aside_failed"] += 1
+
+        self._aside.submit(run)
 
 
-def _render(view: View, key: object) -> str:
-    fields = view.key.fields
-    if not isinstance(key, Mapping):
-        key = {fields[0]: key} if len(fields) == 1 else {}
-    if set(key) != set(fields):
+class _Flight:
+    """A threading.Event with a result."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self._finished = threading.Event()
+
+    def finish(self, result: Any) -> None:
+        """Wake everybody who waits."""
+        self.result = result
+        self._finished.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has finished within so long."""
+        return self._finished.wait(seconds)
+
+
+def living_max(limits: Limits, layout: Layout) -> int:
+    """How many leases may live in one shard."""
+    return max(1, limits.region_loads // layout.shards)
+
+
+def check_idle(connection: Any) -> None:
+    """Raises ConfigError where a transaction of ours cannot be opened and committed."""
+    if not is_psycopg(connection) or not connection.autocommit or connection.info.transaction_status:
         raise ConfigError(
-            f"view {view.name} is asked for by {', '.join(fields)}; got {', '.join(map(str, key)) or 'none'}"
+            "write_token opens and commits a transaction itself, on a psycopg connection in autocommit mode that is in "
+            "none: inside a transaction of your own call reader.token(session) before its COMMIT"
         )
-    try:
-        return view.key.render([key[name] for name in fields])
-    except BadRecord as error:
-        raise ConfigError(f"view {view.name}: {error}") from error
+
+
+def note_shown(token: Token | Session | str | None, need: Need, found: Iterable[Found]) -> None:
+    """Tell a session what its read showed."""
+    if need.track and isinstance(token, Session):
+        for one in found:
+            if one.kept is not None:
+                token.add(shown_by(one.kept.evidence))
+                token.lost = False
+
+
+def alarm(event: str, view: str) -> None:
+    """Something that must never happen: an error in the log, without any value."""
+    _log.error("%s view=%s", event, view)

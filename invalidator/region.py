@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 import redis
 
-from cdc.errors import FatalError, TransientError
+from cdc.errors import FatalError
+from invalidator import reader_commands
 from invalidator.guard import Batch, Close, Closing, ControlStep, Fill, KeyChange, Outcome, Pass
 from invalidator.layout import FORMAT, Layout, Row, offset_text
 from invalidator.node import Node
 from invalidator.nodes import Nodes
-from invalidator.redis_errors import UNANSWERED, UNKNOWN, UNREACHABLE, Fault, Remedy, judge
-
-
-class RegionFault(TransientError):
-    """The region's Redis fails for now. `kind` is the code of `redis_errors.py`."""
-
-    def __init__(self, message: str, fault: Fault) -> None:
-        super().__init__(message)
-        self.kind = fault.kind
-        self.remedy = fault.remedy
+from invalidator.reader_commands import Filled, Looked
+from invalidator.region_faults import judging
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -54,13 +47,6 @@ class Passed(msgspec.Struct, frozen=True):
     outcome: Outcome
     opened: int = 0
     restored: int = 0
-
-
-class Filled(msgspec.Struct, frozen=True):
-    """Reply to a fill; `reason` of a refusal: closed, history, digest, forged, lost, region, view or stripe."""
-
-    outcome: Outcome
-    reason: str = ""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -173,7 +159,13 @@ class Region:
 
     def pass_heartbeat(self, shard: int, request: Pass) -> Passed:
         """Move the watermark if every row passed."""
-        args: list[str | bytes | int] = [FORMAT, request.position, request.stamp, f"{request.time_ms:012x}"]
+        args: list[str | bytes | int] = [
+            FORMAT,
+            request.position,
+            request.stamp,
+            f"{request.time_ms:012x}",
+            request.proof,
+        ]
         args += [part for name, barrier in request.barriers for part in (name, offset_text(barrier))]
         outcome, *counts = self._function("sp1_pass", self._keys(shard), args)
         return Passed(Outcome(outcome.decode()), *map(int, counts))
@@ -182,35 +174,34 @@ class Region:
         """Offer a value that was read from the database."""
         return self.fill_many(shard, [request])[0]
 
-    def fill_many(self, shard: int, requests: Sequence[Fill]) -> list[Filled]:
+    def fill_many(self, shard: int, requests: Sequence[Fill], owner: str = "") -> list[Filled]:
         """Offer values of one view, in one script: each is judged by itself. One answer per request.
 
-        Raises ValueError for requests of more than one view, definition, history or lifetime.
+        Leases of `owner` on their keys end. Raises ValueError for more than one view, definition, history or lifetime.
         """
-        first = requests[0]
-        history, view, digest, ttl_ms = first.history, first.view, first.digest, first.ttl_ms
-        args: list[str | bytes | int] = [FORMAT, history, view, digest, ttl_ms]
-        for other in requests:
-            if other.view != view or other.digest != digest or other.history != history or other.ttl_ms != ttl_ms:
-                raise ValueError("fills of one script are of one view, definition, history and lifetime")
-            args += (other.stripe, other.lead, other.tail)
-        reply = self._function("sp1_fill", self._keys(shard, [request.key for request in requests]), args)
-        if reply[0] == b"COLD":
-            return [_FILLED[b"COLD"]] * len(requests)
-        return [_FILLED[text] for text in reply]
+        request = reader_commands.fill_request(self.layout, shard, requests, owner)
+        return reader_commands.filled(self._call(str(request[2]), "FCALL", *request), len(requests))
+
+    def look(self, shard: int, keys: Sequence[str], view: str, digest: str) -> Looked:
+        """The entries under `keys` that may be served, and how far their shard is."""
+        request = reader_commands.read_request(self.layout, shard, keys, view, digest)
+        return reader_commands.looked(self._call(str(request[2]), "FCALL_RO", *request), len(keys))
+
+    def lease(self, shard: int, fields: Sequence[str], owner: str, lease_ms: int, living_max: int) -> list[str]:
+        """Ask for the leases of `fields`, mostly cache keys, of which so many may live in the shard; 0 ms: end them.
+
+        Per field GRANTED, HELD by somebody, FULL, or RELEASED.
+        """
+        request = reader_commands.lease_request(self.layout, shard, fields, owner, lease_ms, living_max)
+        return reader_commands.leased(self._call(str(request[2]), "FCALL", *request))
 
     def read(self, shard: int, key: str, view: str, digest: str) -> Found:
         """The entry under `key`, if it may be served."""
-        status, watermark, entries = self.read_many(shard, [key], view, digest)
+        found = self.look(shard, [key], view, digest)
+        status = found.status
         if status == "OPEN":
-            status = "MISS" if entries[0] is None else "HIT"
-        return Found(status, watermark, entries[0])
-
-    def read_many(self, shard: int, keys: Sequence[str], view: str, digest: str) -> tuple[str, str, list[bytes | None]]:
-        """OPEN, CLOSED or COLD; the watermark as stored; per key its entry where that may be served."""
-        names = [self.layout.header_key(shard), *(self.layout.entry_key(shard, key) for key in keys)]
-        status, watermark, *found = self._function("sp1_read", names, [FORMAT, view, digest], read_only=True)
-        return status.decode(), watermark.decode(), [*found, *[None] * (len(keys) - len(found))]
+            status = "MISS" if found.entries[0] is None else "HIT"
+        return Found(status, found.watermark, found.entries[0])
 
     def keys(self, start: str) -> Iterator[str]:
         """Every cache key that begins with `start` and has an entry, readable or not; one may come more than once."""
@@ -255,12 +246,9 @@ class Region:
             self._talking.discard(node)
         return reply
 
-    def _function(
-        self, function: str, keys: list[str], args: list[str | bytes | int], *, read_only: bool = False
-    ) -> list[bytes]:
+    def _function(self, function: str, keys: list[str], args: list[str | bytes | int]) -> list[bytes]:
         """Call a function where the first of `keys`, and so all of them, are served."""
-        command = "FCALL_RO" if read_only else "FCALL"
-        reply: list[bytes] = self._call(keys[0], command, function, len(keys), *keys, *args)
+        reply: list[bytes] = self._call(keys[0], "FCALL", function, len(keys), *keys, *args)
         return reply
 
     def _call(self, key: str, *command: Any) -> Any:
@@ -268,27 +256,8 @@ class Region:
         with self._judging():
             return self._nodes.call(key, *command)
 
-    @contextmanager
-    def _judging(self) -> Iterator[None]:
-        """Turn what redis-py raises into RegionFault, or FatalError where waiting does not help."""
-        try:
-            yield
-        except redis.AuthenticationError as error:
-            raise self._judged(str(error), judge(str(error)), error) from error
-        except redis.TimeoutError as error:
-            raise self._judged(str(error), UNANSWERED, error) from error
-        except (redis.ConnectionError, OSError) as error:
-            fault = judge(_code(error) + str(error))  # BusyLoadingError and its like are ConnectionErrors to redis-py
-            raise self._judged(str(error), UNREACHABLE if fault is UNKNOWN else fault, error) from error
-        except redis.ResponseError as error:
-            raise self._judged(str(error), judge(_code(error) + str(error)), error) from error
-
-    def _judged(self, text: str, fault: Fault, error: Exception) -> Exception:
-        message = f"region {self.name}: {text or type(error).__name__}: {fault.hint}"
-        if fault.remedy is Remedy.STOP:
-            return FatalError(f"{message}; then start again")
-        self._nodes.doubt(fault)
-        return RegionFault(message, fault)
+    def _judging(self) -> AbstractContextManager[None]:
+        return judging(self.name, self._nodes.doubt)
 
 
 class Submitted:
@@ -306,30 +275,6 @@ class Submitted:
         outcome, *counts = self._region._answer(self._node)  # noqa: SLF001 - the other half of Region.submit
         self.seconds = time.perf_counter() - self._sent
         return Applied(Outcome(outcome.decode()), *map(int, counts))
-
-
-_REASONS = ("closed", "history", "digest", "forged", "lost", "region", "view", "stripe")
-_FILLED = {outcome.encode(): Filled(outcome) for outcome in (Outcome.APPLIED, Outcome.SUPERSEDED, Outcome.COLD)} | {
-    f"REFUSED {reason}".encode(): Filled(Outcome.REFUSED, reason) for reason in _REASONS
-}
-"""What a fill is answered with, per entry."""
-
-_CODES: dict[type[Exception], str] = {
-    redis.BusyLoadingError: "LOADING ",
-    redis.exceptions.OutOfMemoryError: "OOM ",
-    redis.exceptions.ReadOnlyError: "READONLY ",
-    redis.exceptions.NoPermissionError: "NOPERM ",
-    redis.exceptions.ClusterDownError: "CLUSTERDOWN ",
-    redis.exceptions.MasterDownError: "MASTERDOWN ",
-    redis.exceptions.TryAgainError: "TRYAGAIN ",
-    redis.exceptions.MovedError: "MOVED ",
-    redis.exceptions.AskError: "ASK ",
-}
-
-
-def _code(error: Exception) -> str:
-    """The error's code, which redis-py takes off the text of those that it has a class for."""
-    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), "")
 
 
 def _closings(closings: Sequence[Closing]) -> list[str | bytes | int]:

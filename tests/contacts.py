@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import psycopg
 
-from invalidator.loading import ProvenSource
 from tests.fix_stack import Site
 from tests.waiting import wait_until
 
@@ -92,7 +91,7 @@ class Load:
         random_ = random.Random(self._seed + 1)
         with psycopg.connect(self._site.dsn, autocommit=True) as connection:
             reader = self._site.reader(self._region)
-            reader._source = ProvenSource(lambda: nullcontext(connection))
+            reader._connect = reader._primary = lambda: nullcontext(connection)
             while not self._stop.is_set():
                 chosen = random_.randrange(PRELOADED)
                 reader.get("contact", chosen, load_contact(chosen))

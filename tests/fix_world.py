@@ -19,7 +19,8 @@ from consumers.telemetry import WorkerMetrics
 from invalidator.entry import Content, Kind, decode, encode_tail, lead
 from invalidator.guard import Fill
 from invalidator.layout import Layout
-from invalidator.region import Filled, Region
+from invalidator.reader_commands import Filled
+from invalidator.region import Region
 from invalidator.views import Views, load_views
 
 HISTORY = "77:1"

@@ -92,7 +92,7 @@ class Watch:
         keys = [view.key.render([number]) for number in self._recorded]
         last = dict.fromkeys(keys, 0)
         while not self._orders.stop.is_set():
-            _, _, found = self._region.read_many(0, keys, view.name, view.digest)
+            found = self._region.look(0, keys, view.name, view.digest).entries
             for key, version in versions(keys, found):
                 if version != last[key]:
                     self._tally.add({"moved_back" if version < last[key] else "moved_on": 1})

@@ -1,19 +1,20 @@
 -- sp1_pass: every row has passed a heartbeat: the watermark moves to it, closed scopes whose third heartbeat it
 -- includes open, a lost fence comes back. Refused, and nothing changes, while a row is before its barrier.
--- KEYS: header, fences. ARGV: version; position, stamp, milliseconds of the heartbeat; per row: field, barrier.
+-- KEYS: header, fences. ARGV: version; position, stamp, milliseconds of the heartbeat, and the proof of what it saw; per
+-- row: field, barrier.
 -- Reply: outcome, number of scopes opened, 1 if a lost fence hash was re-made.
 local function pass(KEYS, ARGV)
   local h, position = KEYS[1], ARGV[2]
   local refused = unusable(h)
   if refused then return refused end
   if redis.call('HGET', h, 'e'):sub(1, 8) ~= position:sub(1, 8) then return {'REFUSED'} end
-  for i = 5, #ARGV, 2 do
+  for i = 6, #ARGV, 2 do
     local row = redis.call('HGET', h, ARGV[i])
     if (row and row:sub(1, 16) or ZERO_STAMP) < ARGV[i + 1] then return {'REFUSED'} end
   end
   local _, restored = default_fence(h, KEYS[2])
   local watermark = redis.call('HGET', h, 'w')
-  if not watermark or watermark:sub(1, 32) < position then redis.call('HSET', h, 'w', position .. ARGV[4]) end
+  if not watermark or watermark:sub(1, 32) < position then redis.call('HSET', h, 'w', position .. ARGV[4] .. ARGV[5]) end
   -- A raise met a closed scope: its stamp may be beyond the heartbeat's, but not beyond the rows'.
   local newest, stamp = newest_of_rows(h)
   local fence = '-' .. larger(newest, position) .. ZERO_STAMP .. larger(stamp, ARGV[3])

@@ -1,6 +1,7 @@
 -- sp1_fill: stores values that were read from the database, each if its read provably saw every change the fences know.
--- KEYS: header, fences, entries. ARGV: version; history of the server that was read; view; digest of the view; ttl_ms
---   (0: none); per entry: stripe, lead (4 characters), tail (as of, expires, lengths, seen, view, key, payload).
+-- KEYS: header, fences, leases, entries. ARGV: version; history of the server that was read; view; digest of the view;
+--   ttl_ms (0: none); owner of leases or ''; per entry: stripe, lead (4 characters), tail (as of, expires, lengths, seen,
+--   view, key, payload). A lease of the owner's on the key ends, whatever becomes of the fill.
 -- Reply: COLD; else per entry APPLIED, SUPERSEDED where one is there that this read does not outdate, REFUSED and why.
 
 -- Whether a read with proof `seen` saw everything that the entry shows. Only of a primary's snapshot is it known that
@@ -31,17 +32,23 @@ local function objection(seen, ARGV, scopes, default)
   return nil
 end
 
+-- The cache key that a tail names.
+local function named(tail)
+  local at = 37 + tonumber(tail:sub(25, 28), 16) + tonumber(tail:sub(29, 32), 16)
+  return tail:sub(at, at - 1 + tonumber(tail:sub(33, 36), 16))
+end
+
 local function fill(KEYS, ARGV)
   local h, refused = KEYS[1], unusable(KEYS[1])
   if refused then return refused end
   local scopes = redis.call('HMGET', h, 'e', 's:', 's:' .. ARGV[3], 'b')
   local epoch, region, view = unpack(scopes)
   local stripes = {'*'}
-  for at = 6, #ARGV, 3 do stripes[#stripes + 1] = ARGV[at] end
+  for at = 7, #ARGV, 3 do stripes[#stripes + 1] = ARGV[at] end
   local fences = fences_of(KEYS[2], stripes)
   local replies, last, seen, against, admitted = {}, nil, nil, nil, nil
-  for i = 3, #KEYS do
-    local key, stripe, tail = KEYS[i], ARGV[3 * i - 3], ARGV[3 * i - 1]
+  for i = 4, #KEYS do
+    local key, stripe, tail = KEYS[i], ARGV[3 * i - 5], ARGV[3 * i - 3]
     local proven = tail:sub(37, 36 + tonumber(tail:sub(25, 28), 16))
     if proven ~= last then  -- entries of one batch come from few reads: each read is judged once
       last, seen, admitted = proven, worth(proven, epoch), {}
@@ -56,10 +63,11 @@ local function fill(KEYS, ARGV)
     local head = not reply and redis.call('GETRANGE', key, 0, PROOF_BYTES - 1)
     if head and readable(head, region, view) and not outdates(seen, head) then reply = 'SUPERSEDED' end
     if not reply then
-      local entry = ARGV[3 * i - 2] .. generation(region) .. generation(view) .. tail
+      local entry = ARGV[3 * i - 4] .. generation(region) .. generation(view) .. tail
       if ARGV[5] == '0' then redis.call('SET', key, entry) else redis.call('SET', key, entry, 'PX', ARGV[5]) end
     end
-    replies[i - 2] = reply or 'APPLIED'
+    replies[i - 3] = reply or 'APPLIED'
+    if ARGV[6] ~= '' then end_lease(KEYS[3], named(tail), ARGV[6]) end
   end
   return replies
 end

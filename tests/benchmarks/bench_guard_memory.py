@@ -140,7 +140,7 @@ def _begin(region: Region) -> None:
         step = RowStep(CONTROL, number + 1, Row(next_offset=number + 2))
         control = ControlStep(step=step, position=position, stamp=stamp, limit="f" * 16, history=HISTORY)
         region.hear(0, control)
-        region.pass_heartbeat(0, Pass(position=position, stamp=stamp, time_ms=1, barriers=((DATA, 0),)))
+        region.pass_heartbeat(0, Pass(position=position, stamp=stamp, time_ms=1, proof="", barriers=((DATA, 0),)))
     scopes = [text for name, text in region.header(0).items() if name.startswith("s:")]
     if not all(text.startswith("o") for text in scopes):
         raise RuntimeError(f"the shard does not open: {scopes}")

@@ -10,7 +10,7 @@ from cdc.control import EpochStarted, encode_control
 from cdc.events import stamp_text
 from consumers.stream import Record
 from invalidator.guard import Outcome
-from invalidator.region import Filled
+from invalidator.reader_commands import Filled
 from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, World
 from tests.integration.test_worker_doubts import now, order, pass_three_heartbeats

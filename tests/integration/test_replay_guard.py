@@ -13,7 +13,8 @@ from consumers.replay_planning import RangePlanner
 from consumers.replay_regions import Target, begin, finish
 from consumers.stream import Record
 from invalidator.guard import Outcome
-from invalidator.region import Filled, Region
+from invalidator.reader_commands import Filled
+from invalidator.region import Region
 from invalidator.views import Views, load_views
 from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, VIEWS, World

@@ -15,7 +15,8 @@ from consumers.invalidate import Limits, Worker
 from consumers.stream import Partition, Place, Record
 from invalidator.guard import Outcome
 from invalidator.layout import Layout, Row, row_field
-from invalidator.region import Filled, Region
+from invalidator.reader_commands import Filled
+from invalidator.region import Region
 from tests.fix_redis import redis_of
 from tests.fix_world import HISTORY, TEMPLATES, TOPIC, VIEWS, MemoryStream, World
 from tests.integration.test_worker_and_region import CONTACT, other_views, worker_of

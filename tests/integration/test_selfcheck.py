@@ -71,7 +71,14 @@ class Shard:
         position = Position(5, self.lsn, 0).text
         self.hear(position=position)
         passed = self.region.pass_heartbeat(
-            0, Pass(position=position, stamp=stamp_text(self.lsn), time_ms=time_ms, barriers=((DATA, self.data_next),))
+            0,
+            Pass(
+                position=position,
+                stamp=stamp_text(self.lsn),
+                time_ms=time_ms,
+                proof="",
+                barriers=((DATA, self.data_next),),
+            ),
         )
         assert passed.outcome is Outcome.APPLIED
 

@@ -27,7 +27,8 @@ from invalidator.nodes import Cluster, Connection, connect
 from invalidator.redis_errors import UNANSWERED
 from invalidator.redis_facts import describe
 from invalidator.redis_url import Topology
-from invalidator.region import Region, RegionFault
+from invalidator.region import Region
+from invalidator.region_faults import RegionFault
 from tests.contacts import load_contact
 from tests.fix_stack import ROOT, MakeSite, Site
 from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched, slot_of_shard

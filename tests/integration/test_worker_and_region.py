@@ -13,7 +13,8 @@ from consumers.stream import Record
 from invalidator.entry import encode_tail
 from invalidator.guard import Batch, Fill, KeyChange, Outcome
 from invalidator.layout import Layout, Row, row_field
-from invalidator.region import Filled, Region
+from invalidator.reader_commands import Filled
+from invalidator.region import Region
 from invalidator.views import Views, load_views
 from tests.fix_redis import redis_of
 from tests.fix_world import CONTROL, HISTORY, TEMPLATES, TOPIC, VIEWS, World

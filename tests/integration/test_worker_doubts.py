@@ -9,7 +9,7 @@ from cdc.control import EpochStarted, Raise, encode_control
 from consumers.stream import Record
 from invalidator.guard import Outcome
 from invalidator.layout import Row, row_field
-from invalidator.region import Filled
+from invalidator.reader_commands import Filled
 from tests.fix_redis import redis_of
 from tests.fix_world import CONTROL, HISTORY, TEMPLATES, TOPIC, World
 

@@ -177,7 +177,7 @@ def _passing(world: World, env: Env, mind: Mind) -> Iterator[Step]:
     told = worlds.control_record(world, reached)
     assert isinstance(told, Heartbeat)
     request = Pass(
-        position=told.position, stamp=stamp_text(told.stamp), time_ms=told.time_ms, barriers=barriers
+        position=told.position, stamp=stamp_text(told.stamp), time_ms=told.time_ms, proof=told.seen.text, barriers=barriers
     )  # fmt: skip
     yield Step(f"tells that the heartbeat at {reached.at} passed", "pass", request, mind._replace(pending=pending))
 

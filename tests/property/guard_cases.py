@@ -190,7 +190,7 @@ def shards(
     if draw(st.integers(0, 3)):
         header["b"] = draw(st.just(ZERO_POSITION) | positions) + draw(stamps) + f"{15:016x}"
     if draw(st.booleans()):
-        header["w"] = draw(positions) + f"{7:012x}"
+        header["w"] = draw(positions) + f"{7:012x}" + draw(proofs("p"))
     kept = {}
     if draw(st.integers(0, 4)):
         kept["*"] = draw(low_fences).text

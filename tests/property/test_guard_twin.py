@@ -135,7 +135,7 @@ class Twins(RuleBasedStateMachine):
     @rule(position=positions, stamp=stamps, slip=st.sampled_from([0, 0, 1]))
     def pass_heartbeat(self, position: str, stamp: str, slip: int) -> None:
         barriers = tuple((field, self.next_of(field) + slip) for field in ROWS)
-        request = Pass(position=position, stamp=stamp, time_ms=7, barriers=barriers)
+        request = Pass(position=position, stamp=stamp, time_ms=7, proof="p" + stamp * 2, barriers=barriers)
         assert msgspec.structs.astuple(self.region.pass_heartbeat(0, request)) == guard.pass_heartbeat(
             self.shard, request
         )

@@ -178,7 +178,7 @@ def test_lua_and_python_pass_alike(
 ) -> None:
     """Scopes with any count of heartbeats, fences lost or kept, rows that raises left beyond the heartbeat."""
     barriers = tuple((n, max(0, shard.next_offset(n) + by)) for n, by in zip(ROWS, behind, strict=True))
-    request = Pass(position=position, stamp=stamp, time_ms=9, barriers=barriers)
+    request = Pass(position=position, stamp=stamp, time_ms=9, proof="p" + stamp * 2, barriers=barriers)
     before = copy.deepcopy(shard)
     put(region, shard)
     reply = region.pass_heartbeat(0, request)
@@ -194,10 +194,11 @@ def test_lua_and_python_pass_alike(
 )  # fmt: skip
 def test_lua_and_python_read_alike(region: Region, shard: guard.Shard, key: str, view: str, digest: str) -> None:
     put(region, shard)
-    found = region.read(0, key, view, digest)
-    event(found.status)
-    assert (found.status, found.entry) == guard.read(shard, key, view, digest)
-    assert found.watermark == shard.header.get("w", "")
+    found = region.look(0, [key], view, digest)
+    status = found.status if found.status != "OPEN" else "MISS" if found.entries[0] is None else "HIT"
+    event(status)
+    assert (status, found.entries[0]) == guard.read(shard, key, view, digest)
+    assert (found.watermark, found.epoch) == (shard.header.get("w", ""), shard.header.get("e", ""))
 
 
 @often

@@ -1,0 +1,321 @@
+"""Reading through the cache, for asyncio: `CacheReader` with `await`. Loaders are coroutine functions.
+
+reader = AsyncCacheReader(region, views, pool.connection)
+
+@reader.loads("contact", max_staleness=5)
+async def contact(connection: AsyncConnection, id: int) -> Contact | None: ...
+
+await contact(42)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import update_wrapper
+from secrets import token_hex
+from typing import Any, Generic, TypeVar, cast
+
+from cdc.errors import StaleproofError
+from invalidator.async_region import AsyncRegion
+from invalidator.codecs import Codec
+from invalidator.herd import Limits
+from invalidator.layout import Layout
+from invalidator.loading import Loaded, Prover, committed, written
+from invalidator.near import Near
+from invalidator.reader import ReadSnapshot, WriteToken, alarm, check_idle, living_max, note_shown
+from invalidator.reading import (
+    Act,
+    Aside,
+    AskClock,
+    Counts,
+    Flow,
+    Lease,
+    Load,
+    Look,
+    Offer,
+    OnDoubt,
+    Reading,
+    TypedView,
+    Wait,
+)
+from invalidator.sessions import SourceFault, fault, is_psycopg, perform_async
+from invalidator.tokens import Session, Token
+from invalidator.typed_views import Seconds, arguments, known_view, need_of, returned_type, typed_view, with_loader
+from invalidator.views import Views
+
+T = TypeVar("T")
+Lend = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class AsyncCachedView(Generic[T]):
+    """One view with its loader: what the application reads by. As `CachedView`."""
+
+    def __init__(self, reader: AsyncCacheReader, view: TypedView[T]) -> None:
+        self._reader = reader
+        self._view = view
+
+    async def __call__(self, *parts: Any) -> T | None:
+        """The value of the key with these parts."""
+        return await self.get(parts[0] if len(parts) == 1 else parts)
+
+    async def get(
+        self,
+        key: object,
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+        snapshot: ReadSnapshot | None = None,
+    ) -> T | None:
+        """As `CachedView.get`."""
+        need = need_of(self._view, max_staleness, token, strong=strong)
+        found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
+        note_shown(token, need, [found])
+        value: T | None = found.value
+        return value
+
+    async def get_many(
+        self,
+        keys: Iterable[Any],
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+        snapshot: ReadSnapshot | None = None,
+    ) -> dict[Any, T | None]:
+        """As `CachedView.get_many`."""
+        need = need_of(self._view, max_staleness, token, strong=strong)
+        found = await self._reader.run(self._reader.reading.get_many(self._view, keys, need, snapshot))
+        note_shown(token, need, found.values())
+        return {key: one.value for key, one in found.items()}
+
+
+class AsyncCacheReader:
+    """A read-through client of one region; it belongs to one event loop. As `CacheReader`."""
+
+    def __init__(
+        self,
+        region: AsyncRegion,
+        views: Views,
+        connect: Lend,
+        *,
+        primary: Lend | None = None,
+        limits: Limits | None = None,
+        near: Near | None = None,
+    ) -> None:
+        self._region = region
+        self._views = views
+        self._connect = connect
+        self._primary = primary or connect
+        self._limits = limits or Limits()
+        self._prover = Prover()
+        self._owner = token_hex(8)
+        self._untyped: dict[str, TypedView[Any]] = {}
+        self._aside: set[asyncio.Task[None]] = set()
+        self.reading = Reading(
+            region.layout,
+            self._limits,
+            near,
+            owner=self._owner,
+            clock=time.monotonic,
+            share=random.random,
+            make_flight=_Flight,
+            alarm=alarm,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """What happened to the reads so far."""
+        return self.reading.counts
+
+    @property
+    def layout(self) -> Layout:
+        """Where this region's keys lie."""
+        return self._region.layout
+
+    # -- declaring views
+
+    def view(
+        self,
+        name: str,
+        load: Callable[..., Awaitable[T | None]],
+        *,
+        type: Any = Any,  # noqa: A002 - the word that people look for
+        codec: Codec | None = None,
+        max_staleness: Seconds | None = None,
+        on_doubt: OnDoubt = OnDoubt.CLOSED,
+    ) -> AsyncCachedView[T]:
+        """As `CacheReader.view`."""
+        known = known_view(self._views, name)
+        return AsyncCachedView(self, typed_view(known, load, type, codec or Codec(), max_staleness, on_doubt))
+
+    def loads(
+        self,
+        name: str,
+        *,
+        codec: Codec | None = None,
+        max_staleness: Seconds | None = None,
+        on_doubt: OnDoubt = OnDoubt.CLOSED,
+    ) -> Callable[[Callable[..., Awaitable[T | None]]], AsyncCachedView[T]]:
+        """As `CacheReader.loads`."""
+
+        def declare(load: Callable[..., Awaitable[T | None]]) -> AsyncCachedView[T]:
+            declared = self.view(
+                name, load, type=returned_type(load), codec=codec, max_staleness=max_staleness, on_doubt=on_doubt
+            )
+            update_wrapper(cast("Any", declared), load)
+            return declared
+
+        return declare
+
+    # -- reading and writing
+
+    async def get(
+        self,
+        view: str,
+        key: object,
+        load: Callable[[Any], Awaitable[T | None]],
+        *,
+        max_staleness: Seconds | None = None,
+        token: Token | Session | str | None = None,
+        strong: bool = False,
+    ) -> T | None:
+        """As `CacheReader.get`."""
+        typed = self._untyped.get(view)
+        if typed is None:
+            known = known_view(self._views, view)
+            typed = self._untyped[view] = typed_view(known, None, Any, Codec(), None, OnDoubt.CLOSED)
+        loading = with_loader(typed, lambda session, *_, **__: load(session))
+        return await AsyncCachedView[T](self, loading).get(key, max_staleness=max_staleness, token=token, strong=strong)
+
+    @asynccontextmanager
+    async def write_token(self, connection: Any) -> AsyncIterator[WriteToken]:
+        """As `CacheReader.write_token`."""
+        check_idle(connection)
+        promised = WriteToken()
+        async with connection.transaction():
+            yield promised
+            token = await perform_async(written(), connection)
+        promised.settle(token)
+        with suppress(SourceFault):  # committed is committed: the token is good without the log's position
+            promised.settle(await perform_async(committed(token), connection))
+
+    async def token(self, session: Any) -> Token:
+        """As `CacheReader.token`."""
+        return await perform_async(written(), session)
+
+    async def passed(self, token: Token | str) -> bool:
+        """As `CacheReader.passed`."""
+        wanted = Token.parse(token) if isinstance(token, str) else token
+        return await self.run(self.reading.passed(wanted, next(iter(self._views.views.values()))))
+
+    @asynccontextmanager
+    async def snapshot(self, session: Any) -> AsyncIterator[ReadSnapshot]:
+        """As `CacheReader.snapshot`."""
+        async with AsyncExitStack() as stack:
+            if is_psycopg(session) and session.autocommit and not session.info.transaction_status:
+                await stack.enter_async_context(session.transaction())
+            yield ReadSnapshot(session, await perform_async(self._prover.begin(session), session))
+
+    def invalidate_local(self, view: str, key: object) -> None:
+        """As `CacheReader.invalidate_local`."""
+        self.reading.forget(known_view(self._views, view), key)
+
+    async def aclose(self) -> None:
+        """Wait for what is loaded in the background, and close the connections to Redis."""
+        await asyncio.gather(*self._aside, return_exceptions=True)
+        await self._region.aclose()
+
+    # -- carrying out
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Carry out what a flow asks for, and return its result."""
+        try:
+            act = next(flow)
+            while True:
+                try:
+                    answer = await self._perform(act)
+                except BaseException as error:  # noqa: BLE001 - the flow judges; what it does not catch comes back
+                    act = flow.throw(error)
+                else:
+                    act = flow.send(answer)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    async def _perform(self, act: Act) -> Any:
+        if isinstance(act, Look):
+            return await self._region.look(act.shard, act.names, act.view.name, act.view.digest)
+        if isinstance(act, Load):
+            return await self._load(act)
+        if isinstance(act, Offer):
+            return await self._region.fill_many(act.shard, act.fills, self._owner)
+        if isinstance(act, Lease):
+            cap = living_max(self._limits, self.layout)
+            return await self._region.lease(act.shard, act.fields, self._owner, int(act.seconds * 1_000), cap)
+        if isinstance(act, Wait):
+            return await cast("_Flight", act.flight).wait(act.seconds)
+        if isinstance(act, AskClock):
+            async with self._lent(self._primary) as session:
+                return await perform_async(self._prover.ask_clock(), session)
+        if isinstance(act, Aside):
+            return self._run_aside(act.flow)
+        return await asyncio.sleep(act.seconds)
+
+    async def _load(self, act: Load) -> Loaded:
+        async def run(session: Any) -> dict[str, Any]:
+            values = {}
+            for name, key in act.keys.items():
+                positional, named = arguments(key)
+                values[name] = await act.view.load(session, *positional, **named)
+            return values
+
+        if act.snapshot is not None:
+            return await perform_async(self._prover.load_within(act.snapshot.begun), act.snapshot.session, run)
+        async with self._lent(self._primary if act.primary else self._connect) as session:
+            return await perform_async(self._prover.load(session), session, run)
+
+    @asynccontextmanager
+    async def _lent(self, lend: Lend) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            try:
+                session = await stack.enter_async_context(lend())
+            except StaleproofError:
+                raise
+            except Exception as error:
+                raise fault(error) from error
+            yield session
+
+    def _run_aside(self, flow: Flow[Any]) -> None:
+        async def run() -> None:
+            try:
+                await self.run(flow)
+            except Exception:  # noqa: BLE001 - nobody waits for it: who asks later gets the error
+                self.counts["aside_failed"] += 1
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+
+class _Flight:
+    """A future with a result, of one event loop."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self._finished = asyncio.get_running_loop().create_future()
+
+    def finish(self, result: Any) -> None:
+        """Wake everybody who waits."""
+        self.result = result
+        if not self._finished.done():
+            self._finished.set_result(None)
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether it has finished within so long."""
+        done, _ = await asyncio.wait((self._finished,), timeout=seconds)
+        return bool(done)

@@ -1,0 +1,621 @@
+"""The reader's logic, once for sync and async: it yields what it needs done and a driver does it. Pure.
+
+    near cache -> look in Redis -> judge -> join another's load, or take a lease -> load -> judge -> fill
+
+In flow keys and a Need; out flow values, each judged. Whatever Redis does not answer is loaded; only the database's own
+errors, Overloaded and Unproven reach the caller.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from cdc.errors import BadRecord, ConfigError, TransientError
+from invalidator import entry as entries
+from invalidator.codecs import Coder
+from invalidator.guard import Fill, Outcome
+from invalidator.herd import Breaker, Flight, Flights, Limits, LoadGate
+from invalidator.judging import (
+    ANY,
+    NOWHERE_NEAR,
+    UNKNOWN_MS,
+    DatabaseClock,
+    Evidence,
+    Need,
+    Watermark,
+    objection,
+    of_entry,
+    of_load,
+    parse_watermark,
+)
+from invalidator.layout import Layout
+from invalidator.loading import ClockReading, FillMaker, Loaded
+from invalidator.near import Kept, Near, NearCache
+from invalidator.reader_commands import Looked
+from invalidator.sessions import SourceFault
+from invalidator.tokens import Relation, Token, is_shown, relation
+from invalidator.views import View
+
+T = TypeVar("T")
+
+PAUSE_SECONDS = (0.004, 0.012)
+"""Between two looks of who waits for another process's load; it grows up to tenfold."""
+
+PATIENCE = 0.5
+"""After this share of `wait_seconds` who waits for a lease of a key loads it beside its holder."""
+
+
+class OnDoubt(StrEnum):
+    """While the database is away or overloaded: raise, or serve what Redis holds beyond the bound."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+class Overloaded(TransientError):
+    """As many loads as allowed are under way, and none ended in time."""
+
+
+class Unproven(TransientError):
+    """The value may be older than what was asked for, even from the primary."""
+
+
+class Counts(Counter[str]):
+    """What happened to the reads.
+
+    hit, near, miss, old, token, closed, cold, down, bypassed (Redis was left alone), foreign (an alarm), undecodable;
+    loaded, shared, waited, overloaded, beyond_bound; filled, superseded, unproven, oversize, refused, refused:<reason>.
+    """
+
+
+class TypedView(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A view as one reader uses it. `load` is the application's; only a driver looks at it."""
+
+    view: View
+    name_bytes: bytes
+    coder: Coder[T]
+    load: Any
+    bound_ms: int | None = None
+    on_doubt: OnDoubt = OnDoubt.CLOSED
+
+    def name(self, key: object) -> str:
+        """The cache key of `key`. Raises ConfigError."""
+        return render(self.view, key)
+
+
+# --- what a driver does -----------------------------------------------------------------------------------------------
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Read entries of one shard. Answer: Looked."""
+
+    shard: int
+    names: tuple[str, ...]
+    view: View
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """Ask for leases in one shard, or give them back. Answer: per field GRANTED, HELD or FULL."""
+
+    shard: int
+    fields: tuple[str, ...]
+    seconds: float
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Run the application's loader for these keys (by cache key). Answer: Loaded, its value a mapping by cache key."""
+
+    view: TypedView[Any]
+    keys: Mapping[str, Any]
+    primary: bool
+    snapshot: Any
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Offer fills to one shard. Answer: a Filled for each."""
+
+    shard: int
+    fills: list[Fill]
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Wait until a flight has finished, at most so long. Answer: whether it has."""
+
+    flight: Flight
+    seconds: float
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Let so much time pass."""
+
+    seconds: float
+
+
+class AskClock(msgspec.Struct, frozen=True):
+    """Ask the primary for its time. Answer: ClockReading, or None."""
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """Run a flow beside this one, and go on."""
+
+    flow: Flow[Any]
+
+
+Act: TypeAlias = Look | Lease | Load | Offer | Wait | Pause | AskClock | Aside
+Flow: TypeAlias = Generator[Act, Any, T]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A value to return; `kept` is its encoded form with what is known of it, where that was looked at."""
+
+    value: Any
+    kept: Kept | None = None
+
+
+class _Visit(msgspec.Struct):
+    """What one call has learnt so far."""
+
+    view: TypedView[Any]
+    need: Need
+    snapshot: Any
+    deadline: float
+    patient_until: float
+    found: dict[str, Found] = {}
+    marks: dict[int, Watermark] = {}
+    spares: dict[str, Found] = {}
+    fields: dict[str, str] = {}
+    away: bool = False
+    fillable: bool = True
+
+
+class Reading:
+    """The logic of one reader. `make_flight` and `clock` (monotonic seconds) are the driver's; so is `alarm`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        limits: Limits,
+        near: Near | None,
+        *,
+        owner: str,
+        clock: Callable[[], float],
+        share: Callable[[], float],
+        make_flight: Callable[[], Flight],
+        alarm: Callable[[str, str], None],
+    ) -> None:
+        """`share` gives random numbers of 0..1, `owner` is 16 hexadecimal digits that no other process has."""
+        self.counts = Counts()
+        self.near = None if near is None else NearCache(near)
+        self._refresh_after = 1.0 if near is None else near.refresh_after
+        self._layout = layout
+        self._limits = limits
+        self._owner = owner
+        self._clock = clock
+        self._share = share
+        self._alarm = alarm
+        self._flights = Flights(make_flight)
+        self._gate = LoadGate(limits.loads, make_flight)
+        self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
+        self._database_clock = DatabaseClock()
+        self._closed: set[str] = set()
+
+    def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
+        """The value of one key."""
+        name = view.name(key)
+        near = self.nearby(view, name, need)
+        if near is not None:
+            if self._is_aging(view, name, near, need):
+                yield Aside(self._read(view, {name: key}, self._fresher(need), None))
+            return near
+        return (yield from self._read(view, {name: key}, need, snapshot))[name]
+
+    def get_many(
+        self, view: TypedView[T], keys: Iterable[Any], need: Need = ANY, snapshot: Any = None
+    ) -> Flow[dict[Any, Found]]:
+        """The values of several keys, in as few requests as there are shards."""
+        names = {view.name(key): key for key in keys}
+        near = {name: self.nearby(view, name, need) for name in names}
+        wanted = {name: key for name, key in names.items() if near[name] is None}
+        found = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        return {key: found[name] if name in found else near[name] for name, key in names.items()}  # type: ignore[misc]  # the one or the other
+
+    def nearby(self, view: TypedView[T], name: str, need: Need) -> Found | None:
+        """What the near cache has, where that is new enough."""
+        if self.near is None or need.bound_ms is None or need.strong:
+            return None
+        kept = self.near.find(view.view.name, name)
+        if kept is None or objection(need, kept.evidence, self._now_ms()):
+            return None
+        found = _decoded(view, kept)
+        self.counts["near"] += found is not None
+        return found
+
+    def passed(self, token: Token, view: View) -> Flow[bool]:
+        """Whether the whole region has applied what the token names; False too while that cannot be asked."""
+        for shard in range(self._layout.shards):
+            try:
+                looked: Looked = yield Look(shard, (), view)
+            except TransientError:
+                return False
+            mark = parse_watermark(looked.watermark, looked.epoch)
+            related = relation(token.history, mark.history)
+            if mark.time_ms == UNKNOWN_MS or related is Relation.UNKNOWN:
+                return False
+            if related is Relation.SAME and not is_shown(token, (mark.proof,), logged_before=mark.lsn):
+                return False
+        return True
+
+    def forget(self, view: View, key: object) -> None:
+        """Drop a value from the near cache."""
+        if self.near is not None:
+            self.near.forget(view.name, render(view, key))
+
+    # -- the way of a read
+
+    def _read(
+        self, view: TypedView[Any], wanted: Mapping[str, Any], need: Need, snapshot: Any
+    ) -> Flow[dict[str, Found]]:
+        now = self._clock()
+        if need.bound_ms is not None and self._now_ms() is None:
+            try:
+                self._observe((yield AskClock()))
+            except SourceFault:
+                self.counts["clock_unknown"] += 1  # no age can be proven: the load that follows will say why
+        wait = self._limits.wait_seconds
+        visit = _Visit(view, need, snapshot, now + wait, now + wait * PATIENCE)
+        left = dict(wanted)
+        if not need.strong:
+            yield from self._look(visit, left)
+        if left:
+            try:
+                yield from self._load_once(visit, left)
+            except (Overloaded, SourceFault) as error:
+                if isinstance(error, Overloaded):
+                    self.counts["overloaded"] += 1
+                if view.on_doubt is not OnDoubt.OPEN or not left.keys() <= visit.found.keys() | visit.spares.keys():
+                    raise
+                self.counts["beyond_bound"] += len(left.keys() - visit.found.keys())
+                visit.found = visit.spares | visit.found
+        return visit.found
+
+    def _look(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
+        """Look for what is left in Redis; what may be served is found, and left no more."""
+        for shard, names in self._by_shard(left).items():
+            if not self._breaker.permits(self._clock()):
+                self.counts["bypassed"] += len(names)
+                visit.away = True
+                return
+            try:
+                looked: Looked = yield Look(shard, names, visit.view.view)
+            except TransientError:
+                self._breaker.failed(self._clock())
+                self.counts["down"] += len(names)
+                visit.away = True
+                return
+            self._breaker.succeeded()
+            self._note_status(visit, looked)
+            if looked.status != "OPEN":
+                self.counts[looked.status.lower()] += len(names)
+                visit.marks[shard] = parse_watermark(looked.watermark, looked.epoch)
+                continue
+            if not visit.need.nothing or None in looked.entries:
+                visit.marks[shard] = parse_watermark(looked.watermark, looked.epoch)
+            for name, data in zip(names, looked.entries, strict=True):
+                if data is None:
+                    self.counts["miss"] += 1
+                elif self._serve(visit, shard, name, data):
+                    del left[name]
+
+    def _serve(self, visit: _Visit, shard: int, name: str, data: bytes) -> bool:
+        """Judge one entry; True where it is found."""
+        view, need = visit.view, visit.need
+        known = entries.peek(data, view.name_bytes, name.encode())
+        if known is None:
+            self.counts["foreign"] += 1
+            self._alarm("foreign_entry", view.view.name)
+            return False
+        content, encoding, begins = known
+        try:
+            value = None if content == "a" else view.coder.decode(encoding, data[begins:])
+            if need.nothing:
+                self.counts["hit"] += 1
+                visit.found[name] = Found(value)
+                return True
+            entry = entries.decode(data)
+        except BadRecord:
+            self.counts["undecodable"] += 1
+            return False
+        event = entry.kind is entries.Kind.EVENT
+        evidence = of_entry(entry.seen, entry.as_of_ms, visit.marks[shard], event=event)
+        generations = entry.region_generation + entry.view_generation
+        kept = Kept(None if content == "a" else entry.payload, encoding, evidence, generations)
+        self._keep(view, name, kept)
+        against = objection(need, evidence, self._now_ms())
+        if against is None:
+            self.counts["hit"] += 1
+            visit.found[name] = Found(value, kept)
+            return True
+        self.counts[against] += 1
+        if against == "old":
+            visit.spares[name] = Found(value, kept)
+        return False
+
+    def _load_once(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
+        """Load what is left, each key once in this process: who comes second waits for the first."""
+        if visit.need.strong or visit.snapshot is not None:  # what others began is not what was asked for
+            yield from self._load_leased(visit, dict(left))
+            return
+        led: dict[str, Any] = {}
+        joined: dict[str, Flight] = {}
+        for name, key in left.items():
+            flight, leads = self._flights.lead_or_join((visit.view.view.name, name))
+            if leads:
+                led[name] = key
+            else:
+                joined[name] = flight
+        end: Exception | None = None
+        try:
+            if led:
+                yield from self._load_leased(visit, dict(led))
+        except Exception as error:
+            end = error
+            raise
+        finally:
+            for name in led:
+                self._flights.land((visit.view.view.name, name), visit.found.get(name, end))
+        again: dict[str, Any] = {}
+        for name, flight in joined.items():
+            yield Wait(flight, max(0.0, visit.deadline - self._clock()))
+            if not self._share_in(visit, name, flight.result):
+                again[name] = left[name]
+        if again:
+            yield from self._load_leased(visit, again)
+
+    def _share_in(self, visit: _Visit, name: str, result: Found | Exception | None) -> bool:
+        """Whether what another loaded will do here too; its error is ours."""
+        if isinstance(result, Exception):
+            raise result
+        if result is None or result.kept is None:
+            return False
+        if objection(visit.need, result.kept.evidence, self._now_ms()):
+            return False
+        found = _decoded(visit.view, result.kept)
+        if found is None:
+            return False
+        self.counts["shared"] += 1
+        visit.found[name] = found
+        return True
+
+    def _load_leased(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
+        """Load what the region lets us load; meanwhile look whether others have filled the rest."""
+        longest = PAUSE_SECONDS[1] * 10
+        low, high = PAUSE_SECONDS
+        while left:
+            granted = yield from self._take(visit, left)
+            if granted:
+                yield from self._load(visit, {name: left.pop(name) for name in granted})
+                continue
+            remaining = visit.deadline - self._clock()
+            if remaining <= 0:
+                raise Overloaded(
+                    f"view {visit.view.view.name}: {self._limits.region_loads} loads are under way in the region and "
+                    f"none ended within {self._limits.wait_seconds} s: look at the database, or raise Limits"
+                )
+            self.counts["waited"] += 1
+            yield Pause(min(low + (high - low) * self._share(), remaining))
+            low, high = min(low * 1.5, longest / 2), min(high * 1.5, longest)
+            if visit.fillable and not visit.away and not visit.need.strong:
+                yield from self._look(visit, left)
+
+    def _take(self, visit: _Visit, left: Mapping[str, Any]) -> Flow[list[str]]:
+        """Which of these may be loaded now. While Redis is away only this process's own limit holds."""
+        limits = self._limits
+        if visit.away or not limits.region_loads:
+            return list(left)
+        alone = visit.fillable and not visit.need.strong and self._clock() < visit.patient_until
+        granted: list[str] = []
+        for shard, names in self._by_shard(left).items():
+            fields = names if alone else tuple(f"{name}\0{self._owner}{int(self._share() * 1e9):x}" for name in names)
+            try:
+                answers = yield Lease(shard, fields, limits.lease_seconds)
+            except TransientError:
+                visit.away = True
+                return list(left)
+            for name, field, answer in zip(names, fields, answers, strict=True):
+                if answer == "GRANTED":
+                    granted.append(name)
+                    visit.fields[name] = field
+        return granted
+
+    def _load(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[None]:
+        """One transaction for all of `keys`, judged, and offered to the cache."""
+        yield from self._enter(visit)
+        try:
+            loaded, evidences = yield from self._prove(visit, keys)
+            encoded = {name: self._encode(visit.view, value) for name, value in loaded.value.items()}
+        except Exception:
+            yield from self._give_back(visit, keys)
+            raise
+        finally:
+            self._gate.leave(self._clock())
+        self.counts["loaded"] += len(keys)
+        generations = self.near.generations(visit.view.view.name) if self.near else ""
+        for name, (encoding, payload) in encoded.items():
+            known = evidences.get(name)
+            stored = None if known is None else msgspec.structs.replace(known, final=False)
+            kept = None if stored is None else Kept(payload, encoding, stored, generations)
+            visit.found[name] = Found(loaded.value[name], kept)
+            if kept is not None:
+                self._keep(visit.view, name, kept)
+        yield from self._store(visit, encoded, loaded.proof)
+
+    def _prove(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[tuple[Loaded, dict[str, Evidence]]]:
+        """Load; once more, from the primary, where that does not prove what is asked for."""
+        loaded: Loaded = yield Load(visit.view, keys, visit.need.strong, visit.snapshot)
+        evidences = self._evidence(visit, keys, loaded)
+        if self._against(visit, keys, evidences):
+            loaded = yield Load(visit.view, keys, True, None)
+            evidences = self._evidence(visit, keys, loaded)
+            against = self._against(visit, keys, evidences)
+            if against:
+                raise Unproven(
+                    f"view {visit.view.view.name}: what was loaded is not proven to be what was asked for ({against}): "
+                    "lend the reader sessions of the primary, and load without writing"
+                )
+        return loaded, evidences
+
+    def _evidence(self, visit: _Visit, keys: Collection[str], loaded: Loaded) -> dict[str, Evidence]:
+        """What is known of the loaded values, by cache key; nothing where the load is unproven."""
+        self._observe(loaded.clock)
+        if loaded.proof is None:
+            return {}
+        seen, known = loaded.proof.snapshot, {}
+        for name in keys:
+            mark = visit.marks.get(self._layout.place(name)[0], NOWHERE_NEAR)
+            evidence = of_load(seen.history, seen.text, loaded.proof.as_of_ms, mark)
+            replaced = relation(seen.history, mark.history) is Relation.EARLIER  # a server that is the primary no more
+            known[name] = msgspec.structs.replace(evidence, final=loaded.begun_now and not replaced)
+        return known
+
+    def _against(self, visit: _Visit, keys: Collection[str], evidences: Mapping[str, Evidence]) -> str | None:
+        if visit.need.nothing:
+            return None
+        if len(evidences) < len(keys):
+            return "unproven"
+        now_ms = self._now_ms()
+        return next((why for e in evidences.values() if (why := objection(visit.need, e, now_ms))), None)
+
+    def _enter(self, visit: _Visit) -> Flow[None]:
+        """Wait for a turn to load."""
+        while (flight := self._gate.enter(self._clock())) is not None:
+            woken = False
+            try:
+                remaining = visit.deadline - self._clock()
+                woken = remaining > 0 and (yield Wait(flight, remaining))
+            finally:
+                if not woken:
+                    self._gate.give_up(flight)
+            if not woken:
+                raise Overloaded(
+                    f"view {visit.view.view.name}: {self._limits.loads} loads are under way in this process and none "
+                    f"ended within {self._limits.wait_seconds} s: look at the database, or raise Limits"
+                )
+
+    def _encode(self, view: TypedView[Any], value: Any) -> tuple[str, bytes | None]:
+        return ("j", None) if value is None else view.coder.encode(value)
+
+    def _store(self, visit: _Visit, encoded: Mapping[str, tuple[str, bytes | None]], proof: Any) -> Flow[None]:
+        """Offer what was loaded to the cache, which may refuse it: the value is good all the same."""
+        if visit.away:
+            return
+        if proof is None:
+            self.counts["unproven"] += len(encoded)
+        makers: dict[str, FillMaker] = {}
+        offers: dict[int, list[Fill]] = {}
+        kept_back: list[str] = []
+        lifetime = 1 - self._limits.ttl_jitter * self._share()
+        for name, (encoding, payload) in encoded.items():
+            if proof is None or not proof.storable or len(payload or b"") > self._limits.payload_bytes_max:
+                self.counts["oversize"] += proof is not None
+                kept_back.append(name)
+                continue
+            maker = makers.get(encoding)
+            if maker is None:
+                maker = makers[encoding] = FillMaker(
+                    visit.view.view, self._layout, proof, encoding=encoding, lifetime_share=lifetime
+                )
+            shard, fill = maker.fill(name, payload)
+            offers.setdefault(shard, []).append(fill)
+        yield from self._give_back(visit, kept_back)
+        try:
+            for shard, fills in offers.items():
+                for filled in (yield Offer(shard, fills)):
+                    self.counts["filled" if filled.outcome is Outcome.APPLIED else filled.outcome.lower()] += 1
+                    if filled.reason:
+                        self.counts[f"refused:{filled.reason}"] += 1
+        except TransientError:
+            self.counts["down"] += 1  # the values are good; only the cache did not take them
+            return
+        yield from self._give_back(visit, [name for name in encoded if visit.fields.get(name, name) != name])
+
+    def _give_back(self, visit: _Visit, names: Collection[str]) -> Flow[None]:
+        """End leases that no fill ends; one that cannot be ended expires."""
+        fields = {name: visit.fields.pop(name) for name in names if name in visit.fields}
+        try:
+            for shard, leased in self._by_shard(fields).items():
+                yield Lease(shard, tuple(fields[name] for name in leased), 0.0)
+        except TransientError:
+            self.counts["down"] += 1
+
+    # -- small parts
+
+    def _by_shard(self, names: Iterable[str]) -> dict[int, tuple[str, ...]]:
+        shards: dict[int, list[str]] = {}
+        for name in names:
+            shards.setdefault(self._layout.place(name)[0], []).append(name)
+        return {shard: tuple(some) for shard, some in shards.items()}
+
+    def _now_ms(self) -> int | None:
+        return self._database_clock.at_most_ms(self._clock())
+
+    def _observe(self, reading: ClockReading | None) -> None:
+        if reading is not None:
+            self._database_clock.observe(reading.time_ms, reading.asked)
+
+    def _note_status(self, visit: _Visit, looked: Looked) -> None:
+        view = visit.view.view.name
+        if looked.status == "OPEN":
+            self._closed.discard(view)
+            return
+        visit.fillable = False
+        if view not in self._closed:
+            self._closed.add(view)
+            self._gate.raised(self._clock())
+        if self.near is not None:
+            self.near.forget_view(view)
+
+    def _keep(self, view: TypedView[Any], name: str, kept: Kept) -> None:
+        if self.near is not None and view.bound_ms is not None:
+            if kept.generations:
+                self.near.moved_on(view.view.name, kept.generations)
+            self.near.keep(view.view.name, name, kept)
+
+    def _fresher(self, need: Need) -> Need:
+        return Need(bound_ms=int((need.bound_ms or 0) * self._refresh_after))
+
+    def _is_aging(self, view: TypedView[Any], name: str, near: Found, need: Need) -> bool:
+        if near.kept is None or self._flights.is_flying((view.view.name, name)):
+            return False
+        return objection(self._fresher(need), near.kept.evidence, self._now_ms()) is not None
+
+
+def _decoded(view: TypedView[Any], kept: Kept) -> Found | None:
+    """None where another reader of the same view keeps another type."""
+    try:
+        return Found(None if kept.payload is None else view.coder.decode(kept.encoding, kept.payload), kept)
+    except BadRecord:
+        return None
+
+
+def render(view: View, key: object) -> str:
+    """The cache key: `key` is the one part of the template, a tuple of its parts, or a mapping. Raises ConfigError."""
+    fields = view.key.fields
+    if len(fields) == 1 and not isinstance(key, Mapping | tuple):
+        key = {fields[0]: key}
+    elif isinstance(key, tuple) and len(key) == len(fields):
+        key = dict(zip(fields, key, strict=True))
+    elif not isinstance(key, Mapping):
+        key = {}
+    if set(key) != set(fields):
+        raise ConfigError(
+            f"view {view.name} is asked for by {', '.join(fields)}; got {', '.join(map(str, key)) or 'none'}"
+        )
+    try:
+        return view.key.render([key[name] for name in fields])
+    except BadRecord as error:
+        raise ConfigError(f"view {view.name}: {error}") from error

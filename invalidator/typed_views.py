@@ -1,0 +1,92 @@
+"""What an application declares once per view, and what it asks for at each read, made ready for the reader. Pure."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import types
+import typing
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeAlias, Union
+
+import msgspec
+
+from cdc.errors import ConfigError
+from invalidator.codecs import Codec, Coder
+from invalidator.judging import ANY, Need
+from invalidator.reading import OnDoubt, TypedView
+from invalidator.tokens import Session, Token
+from invalidator.views import View, Views
+
+Seconds: TypeAlias = float | timedelta
+
+
+def known_view(views: Views, name: str) -> View:
+    """The view of this name. Raises ConfigError."""
+    view = views.views.get(name)
+    if view is None:
+        raise ConfigError(f"there is no view {name!r}; known are {', '.join(sorted(views.views))}")
+    return view
+
+
+def typed_view(
+    view: View, load: Any, kind: Any, codec: Codec, max_staleness: Seconds | None, on_doubt: OnDoubt
+) -> TypedView[Any]:
+    """A view ready for reading. Raises ConfigError."""
+    return TypedView(
+        view=view,
+        name_bytes=view.name.encode(),
+        coder=Coder(codec, kind),
+        load=load,
+        bound_ms=None if max_staleness is None else _milliseconds(max_staleness),
+        on_doubt=OnDoubt(on_doubt),
+    )
+
+
+def need_of(
+    view: TypedView[Any], max_staleness: Seconds | None, token: Token | Session | str | None, *, strong: bool
+) -> Need:
+    """What one read asks for. A token that is none, as a forged cookie is, asks the primary."""
+    bound = view.bound_ms if max_staleness is None else _milliseconds(max_staleness)
+    if token is None or token == "":
+        return ANY if bound is None and not strong else Need(bound, None, strong)
+    if isinstance(token, Session):
+        return Need(bound, token.token, strong or token.lost, track=True)
+    if isinstance(token, str):
+        try:
+            token = Token.parse(token)
+        except ValueError:
+            return Need(bound, None, strong=True)
+    return Need(bound, token, strong)
+
+
+def returned_type(load: Callable[..., Any]) -> Any:
+    """What a loader is annotated to return, without None; Any where it does not say. Raises ConfigError."""
+    try:
+        kind = typing.get_type_hints(load).get("return", Any)
+    except NameError as error:
+        raise ConfigError(f"{load!r}: its return type is not known here ({error}): use view(..., type=...)") from error
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        rest = tuple(part for part in typing.get_args(kind) if part is not type(None))
+        return functools.reduce(operator.or_, rest)
+    return kind
+
+
+def arguments(key: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """A key as a loader gets it: its parts by position, or by name."""
+    if isinstance(key, Mapping):
+        return (), key
+    return (key if isinstance(key, tuple) else (key,)), {}
+
+
+def with_loader(view: TypedView[Any], load: Any) -> TypedView[Any]:
+    """The same view, loaded in another way."""
+    return msgspec.structs.replace(view, load=load)
+
+
+def _milliseconds(bound: Seconds) -> int:
+    seconds = bound.total_seconds() if isinstance(bound, timedelta) else bound
+    if not 0 <= seconds <= 86_400 * 365:
+        raise ConfigError(f"max_staleness is {seconds} s: use 0 to a year, or leave it out for no bound")
+    return int(seconds * 1_000)
