@@ -29,7 +29,7 @@ class AsyncNodes:
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
-        self._clients: dict[Place, redis.asyncio.Redis] = {}
+        self._servers: dict[Place, _Server] = {}
 
     async def call(self, key: str, *command: Any) -> Any:
         """One request that concerns the slot of `key`, and its reply."""
@@ -47,39 +47,72 @@ class AsyncNodes:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        clients, self._clients = list(self._clients.values()), {}
-        for client in clients:
-            await client.aclose()
+        servers, self._servers = list(self._servers.values()), {}
+        for server in servers:
+            await server.aclose()
 
     async def _call(self, node: Node, command: tuple[Any, ...], *, asking: bool) -> Any:
-        client = self._client(node)
+        server = self._server(node)
+        connection, is_kept = await server.connection()
         try:
-            return await self._send(client, command, asking=asking)
+            return await server.exchange(connection, command, asking=asking)
+        except redis.TimeoutError:
+            raise
+        except (redis.ConnectionError, OSError):
+            if not is_kept:
+                raise  # a kept one may have been closed long ago, as by a restart
         except redis.ResponseError as error:
             if judge(str(error)) is not LIBRARY_MISSING:
                 raise
-        await asyncio.to_thread(node.load)
-        return await self._send(client, command, asking=asking)
+            await asyncio.to_thread(node.load)
+        return await server.exchange(await server.pool.get_connection(), command, asking=asking)
 
-    async def _send(self, client: Any, command: tuple[Any, ...], *, asking: bool) -> Any:
-        if not asking:
-            return await client.execute_command(*command)
-        async with client.pipeline(transaction=False) as both:
-            both.execute_command("ASKING").execute_command(*command)
-            reply = (await both.execute(raise_on_error=False))[1]  # raising would put the command in the message
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-    def _client(self, node: Node) -> redis.asyncio.Redis:
-        """Of the server that is behind a node now: of Sentinel's primary the address changes."""
+    def _server(self, node: Node) -> _Server:
+        """What is behind a node now: of Sentinel's primary the address changes."""
         place = node.place
         if place == (None, None, None):
             raise redis.ConnectionError("no Sentinel has named the primary yet")
-        client = self._clients.get(place)
-        if client is None:
-            client = self._clients[place] = redis.asyncio.Redis(connection_pool=_pool(node, place))
-        return client
+        server = self._servers.get(place)
+        if server is None:
+            server = self._servers[place] = _Server(_pool(node, place))
+        return server
+
+
+class _Server:
+    """One server, and the connections to it that nobody uses now. All that is sent may run twice."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self._kept: list[Any] = []
+
+    async def connection(self) -> tuple[Any, bool]:
+        """A connection that this task alone has, and whether it was used before."""
+        if self._kept:
+            return self._kept.pop(), True
+        return await self.pool.get_connection(), False
+
+    async def exchange(self, connection: Any, command: tuple[Any, ...], *, asking: bool) -> Any:
+        """One request and its reply. A connection whose reply did not come is closed: no other caller gets it."""
+        try:
+            if asking:
+                await connection.send_packed_command(connection.pack_command("ASKING"), check_health=False)
+                await connection.read_response()
+            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            reply = await connection.read_response()
+        except redis.ResponseError:
+            self._kept.append(connection)
+            raise
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            await self.pool.release(connection)
+            raise
+        self._kept.append(connection)
+        return reply
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._kept.clear()
+        await self.pool.aclose()
 
 
 def connect_async(options: Connection) -> AsyncNodes:

@@ -23,16 +23,17 @@ from cdc.errors import StaleproofError
 from invalidator.async_region import AsyncRegion
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
+from invalidator.judging import Need
 from invalidator.layout import Layout
 from invalidator.loading import Loaded, Prover, committed, written
 from invalidator.near import Near
 from invalidator.reader import ReadSnapshot, WriteToken, alarm, check_idle, living_max, note_shown
 from invalidator.reading import (
     Act,
-    Aside,
     AskClock,
     Counts,
     Flow,
+    Found,
     Lease,
     Load,
     Look,
@@ -73,7 +74,9 @@ class AsyncCachedView(Generic[T]):
     ) -> T | None:
         """As `CachedView.get`."""
         need = need_of(self._view, max_staleness, token, strong=strong)
-        found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
+        found = self._reader.nearby(self._view, key, need)
+        if found is None:
+            found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
         note_shown(token, need, [found])
         value: T | None = found.value
         return value
@@ -90,6 +93,7 @@ class AsyncCachedView(Generic[T]):
         """As `CachedView.get_many`."""
         need = need_of(self._view, max_staleness, token, strong=strong)
         found = await self._reader.run(self._reader.reading.get_many(self._view, keys, need, snapshot))
+        self._reader.refresh(found.values())
         note_shown(token, need, found.values())
         return {key: one.value for key, one in found.items()}
 
@@ -232,6 +236,19 @@ class AsyncCacheReader:
 
     # -- carrying out
 
+    def nearby(self, view: TypedView[Any], key: object, need: Need) -> Found | None:
+        """What the near cache has; an ageing value is looked for again in the background."""
+        found = self.reading.nearby(view, key, need)
+        if found is not None and found.again is not None:
+            self._run_aside(found.again)
+        return found
+
+    def refresh(self, found: Iterable[Found]) -> None:
+        """Look again, in the background, for what is ageing."""
+        for one in found:
+            if one.again is not None:
+                self._run_aside(one.again)
+
     async def run(self, flow: Flow[T]) -> T:
         """Carry out what a flow asks for, and return its result."""
         try:
@@ -262,8 +279,6 @@ class AsyncCacheReader:
         if isinstance(act, AskClock):
             async with self._lent(self._primary) as session:
                 return await perform_async(self._prover.ask_clock(), session)
-        if isinstance(act, Aside):
-            return self._run_aside(act.flow)
         return await asyncio.sleep(act.seconds)
 
     async def _load(self, act: Load) -> Loaded:

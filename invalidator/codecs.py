@@ -42,6 +42,8 @@ class Coder(Generic[T]):
 
     def __init__(self, codec: Codec, kind: Any) -> None:
         self._codec = codec
+        self.shareable = is_frozen(kind)
+        """Whether one object may be handed to several callers."""
         self._compressor = None if codec.compress_from_bytes is None else _zstd().ZstdCompressor()
         validate, dump = _pydantic(kind)
         try:
@@ -93,6 +95,15 @@ class Coder(Generic[T]):
         except zstd.ZstdError as error:
             raise ValueError("not zstd") from error
         return data
+
+
+def is_frozen(kind: Any) -> bool:
+    """Whether the fields of such an object cannot be set: frozen Structs, dataclasses and models, and plain values."""
+    if kind in (str, int, float, bool, bytes):
+        return True
+    settings = getattr(kind, "__struct_config__", None) or getattr(kind, "__dataclass_params__", None)
+    model = getattr(kind, "model_config", None)
+    return bool(getattr(settings, "frozen", False) or (isinstance(model, dict) and model.get("frozen")))
 
 
 def _zstd() -> Any:

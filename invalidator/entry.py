@@ -100,6 +100,19 @@ def peek(data: bytes, view: bytes, key: bytes) -> tuple[str, str, int] | None:
     return (chr(data[2]), chr(data[3]), payload) if data[names:payload] == view + key else None
 
 
+def shown(data: bytes, seen_end: int) -> tuple[str, int, bool]:
+    """What an entry that `peek` knows proves: proof, as of, and whether it is an event's. Raises BadRecord."""
+    try:
+        return data[HEAD_BYTES:seen_end].decode("ascii"), int(data[68:80], 16), data[1:2] == b"e"
+    except ValueError as error:
+        raise BadRecord(f"not an entry of format {FORMAT}: {error}") from error
+
+
+def generations(data: bytes) -> str:
+    """Those of region and view, in one text."""
+    return data[4:68].decode("ascii", "replace")
+
+
 def decode(data: bytes) -> Entry:
     """The entry behind `data`. Raises BadRecord when it is not one of this format."""
     try:

@@ -139,22 +139,27 @@ class Breaker:
         self._allowed = failures
         self._seconds = seconds
         self._failures = 0
-        self._closed_until = 0.0
+        self._open_until = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether Redis answered last time, or did not fail often enough since."""
+        return self._failures < self._allowed
 
     def permits(self, now: float) -> bool:
         """Whether to ask Redis now."""
         if self._failures < self._allowed:
             return True
-        if now < self._closed_until:
+        if now < self._open_until:
             return False
-        self._closed_until = now + self._seconds  # this one tries, whoever comes meanwhile does not
+        self._open_until = now + self._seconds  # this one tries, whoever comes meanwhile does not
         return True
 
     def failed(self, now: float) -> None:
         """Redis did not answer."""
         self._failures += 1
         if self._failures >= self._allowed:
-            self._closed_until = now + self._seconds
+            self._open_until = now + self._seconds
 
     def succeeded(self) -> None:
         """It did."""

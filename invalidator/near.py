@@ -31,6 +31,9 @@ class Kept(msgspec.Struct, frozen=True):
     encoding: str
     evidence: Evidence
     generations: str
+    view: object = None
+    """The TypedView that `value` belongs to, where values of its type never change: it may be handed out as it is."""
+    value: object = None
 
 
 class NearCache:

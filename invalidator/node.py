@@ -6,6 +6,7 @@ sent again here, once the function library is loaded: it did not run.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -27,6 +28,8 @@ class Node:
         self.client = client
         self._line: Any = None
         self._unanswered = 0
+        self._kept: list[Any] = []
+        self._pid = os.getpid()
 
     @property
     def place(self) -> tuple[Any, Any, Any]:
@@ -59,6 +62,64 @@ class Node:
                 raise
         self.load()
         return send(*command)
+
+    def ask(self, *command: Any, asking: bool = False) -> Any:
+        """As `call`, for what may run twice: on a connection that is kept for this, without redis-py's way around it.
+
+        A kept connection that turns out to be closed, as one is after a restart, is replaced once. One whose reply did
+        not come is closed, so that no other caller gets it.
+        """
+        if asking:
+            return self.call(*command, asking=True)
+        connection, is_kept = self._kept_connection()
+        try:
+            return self._exchange(connection, command)
+        except redis.TimeoutError:
+            raise
+        except (redis.ConnectionError, OSError):
+            if not is_kept:
+                raise
+        except redis.ResponseError as error:
+            if judge(str(error)) is not LIBRARY_MISSING:
+                raise
+            self.load()
+        return self._exchange(self.client.connection_pool.get_connection(), command)
+
+    def _kept_connection(self) -> tuple[Any, bool]:
+        """A connection that this thread alone has, and whether it was used before."""
+        pool: Any = self.client.connection_pool
+        if self._pid != os.getpid():  # a child must not talk on its parent's connections
+            self._kept, self._pid = [], os.getpid()
+        try:
+            connection = self._kept.pop()
+        except IndexError:
+            return pool.get_connection(), False
+        if getattr(pool, "master_address", None) in (None, (connection.host, connection.port)):
+            return connection, True
+        connection.disconnect()  # of a primary that was replaced
+        pool.release(connection)
+        return pool.get_connection(), False
+
+    def _exchange(self, connection: Any, command: tuple[Any, ...]) -> Any:
+        try:
+            connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            reply = connection.read_response()
+        except redis.ResponseError:
+            self._kept.append(connection)
+            raise
+        except BaseException:
+            connection.disconnect()
+            self.client.connection_pool.release(connection)
+            raise
+        self._kept.append(connection)
+        return reply
+
+    def drop(self) -> None:
+        """Close the kept connections that nobody uses now: another server may answer at this address."""
+        kept, self._kept = self._kept, []
+        for connection in kept:
+            connection.disconnect()
+            self.client.connection_pool.release(connection)
 
     def load(self) -> None:
         """Load the function library unless exactly this one is there."""

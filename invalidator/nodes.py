@@ -77,6 +77,9 @@ class Nodes(Protocol):
     def call(self, key: str, *command: Any) -> Any:
         """One request that concerns the slot of `key`, and its reply."""
 
+    def ask(self, key: str, *command: Any) -> Any:
+        """As `call`, for what may run twice."""
+
     def route(self, key: str) -> Route:
         """Whom to ask about `key`, and whom next: a Route yields a server, and is thrown its redirection."""
 
@@ -105,6 +108,10 @@ class Single:
         """One request and its reply."""
         return self.serving(key).call(*command)
 
+    def ask(self, key: str, *command: Any) -> Any:
+        """One request and its reply."""
+        return self.serving(key).ask(*command)
+
     def route(self, key: str) -> Route:
         """The server."""
         yield self.serving(key), False
@@ -121,6 +128,7 @@ class Single:
     def doubt(self, fault: Fault) -> None:
         """Drop the connections where another server may answer at this address now."""
         if fault.remedy is Remedy.RECONNECT:
+            self._node.drop()
             self._node.client.connection_pool.disconnect()
 
 
@@ -203,11 +211,18 @@ class Cluster:
 
     def call(self, key: str, *command: Any) -> Any:
         """One request and its reply, wherever the slot is on its way."""
+        return self._routed(key, lambda node, asking: node.call(*command, asking=asking))
+
+    def ask(self, key: str, *command: Any) -> Any:
+        """The same, of what may run twice."""
+        return self._routed(key, lambda node, asking: node.ask(*command, asking=asking))
+
+    def _routed(self, key: str, send: Callable[[Node, bool], Any]) -> Any:
         route = self.route(key)
         node, asking = next(route)
         while True:
             try:
-                return node.call(*command, asking=asking)
+                return send(node, asking)
             except (MovedError, AskError) as error:
                 node, asking = route.throw(error)
 
@@ -296,7 +311,9 @@ class Cluster:
         self._slots = slots
         self._known = tuple(dict.fromkeys(place for part in found for place in part.servers))
         for place in self._nodes.keys() - {*self._known, *self._seeds}:
-            self._nodes.pop(place).client.connection_pool.disconnect()
+            gone = self._nodes.pop(place)
+            gone.drop()
+            gone.client.connection_pool.disconnect()
 
 
 def _ranges(reply: Any, asked: str) -> Iterator[_Slots]:

@@ -32,7 +32,6 @@ from invalidator.loading import Loaded, Prover, committed, written
 from invalidator.near import Near
 from invalidator.reading import (
     Act,
-    Aside,
     AskClock,
     Counts,
     Flow,
@@ -117,7 +116,9 @@ class CachedView(Generic[T]):
         nothing can be returned that was asked for, ConfigError for a key that does not fit, and the loader's errors.
         """
         need = need_of(self._view, max_staleness, token, strong=strong)
-        found = self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
+        found = self._reader.nearby(self._view, key, need)
+        if found is None:
+            found = self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
         note_shown(token, need, [found])
         value: T | None = found.value
         return value
@@ -134,6 +135,7 @@ class CachedView(Generic[T]):
         """The values of several keys, by key, in one request per shard; what is missing is loaded together."""
         need = need_of(self._view, max_staleness, token, strong=strong)
         found = self._reader.run(self._reader.reading.get_many(self._view, keys, need, snapshot))
+        self._reader.refresh(found.values())
         note_shown(token, need, found.values())
         return {key: one.value for key, one in found.items()}
 
@@ -292,6 +294,19 @@ class CacheReader:
 
     # -- carrying out
 
+    def nearby(self, view: TypedView[Any], key: object, need: Need) -> Found | None:
+        """What the near cache has; an ageing value is looked for again in the background."""
+        found = self.reading.nearby(view, key, need)
+        if found is not None and found.again is not None:
+            self._run_aside(found.again)
+        return found
+
+    def refresh(self, found: Iterable[Found]) -> None:
+        """Look again, in the background, for what is ageing."""
+        for one in found:
+            if one.again is not None:
+                self._run_aside(one.again)
+
     def run(self, flow: Flow[T]) -> T:
         """Carry out what a flow asks for, and return its result."""
         try:
@@ -322,8 +337,6 @@ class CacheReader:
         if isinstance(act, AskClock):
             with self._lent(self._primary) as session:
                 return perform(self._prover.ask_clock(), session)
-        if isinstance(act, Aside):
-            return self._run_aside(act.flow)
         return time.sleep(act.seconds)
 
     def _load(self, act: Load) -> Loaded:

@@ -80,7 +80,7 @@ class TypedView(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     name_bytes: bytes
     coder: Coder[T]
     load: Any
-    bound_ms: int | None = None
+    need: Need = ANY
     on_doubt: OnDoubt = OnDoubt.CLOSED
 
     def name(self, key: object) -> str:
@@ -140,21 +140,23 @@ class AskClock(msgspec.Struct, frozen=True):
     """Ask the primary for its time. Answer: ClockReading, or None."""
 
 
-class Aside(msgspec.Struct, frozen=True):
-    """Run a flow beside this one, and go on."""
-
-    flow: Flow[Any]
-
-
-Act: TypeAlias = Look | Lease | Load | Offer | Wait | Pause | AskClock | Aside
+Act: TypeAlias = Look | Lease | Load | Offer | Wait | Pause | AskClock
 Flow: TypeAlias = Generator[Act, Any, T]
 
 
+AWAY = Looked("AWAY", "", "", ())
+"""Stands for a reply that did not come."""
+
+
 class Found(msgspec.Struct, frozen=True):
-    """A value to return; `kept` is its encoded form with what is known of it, where that was looked at."""
+    """A value to return; `kept` is its encoded form with what is known of it, where that was looked at.
+
+    `again`: what to run beside its use, so that it stays within its bound.
+    """
 
     value: Any
     kept: Kept | None = None
+    again: Flow[Any] | None = None
 
 
 class _Visit(msgspec.Struct):
@@ -205,35 +207,66 @@ class Reading:
         self._closed: set[str] = set()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
-        """The value of one key."""
+        """The value of one key, past the near cache (`nearby`)."""
         name = view.name(key)
-        near = self.nearby(view, name, need)
-        if near is not None:
-            if self._is_aging(view, name, near, need):
-                yield Aside(self._read(view, {name: key}, self._fresher(need), None))
-            return near
-        return (yield from self._read(view, {name: key}, need, snapshot))[name]
+        seen: dict[int, Looked] = {}
+        if need.nothing and self._breaker.is_closed:  # the shortest way to the commonest answer
+            shard = self._layout.place(name)[0]
+            try:
+                looked = seen[shard] = yield Look(shard, (name,), view.view)
+            except TransientError:
+                seen[shard] = self._failed()
+            else:
+                data = looked.entries[0]
+                if data is not None:
+                    found = self._as_it_is(view, name, data)
+                    if found is not None:
+                        return found
+        return (yield from self._read(view, {name: key}, need, snapshot, seen))[name]
+
+    def _as_it_is(self, view: TypedView[T], name: str, data: bytes) -> Found | None:
+        """The value of a readable entry, for who asks for nothing more; None for whatever is not quite right."""
+        known = entries.peek(data, view.name_bytes, name.encode())
+        if known is None:
+            return None
+        content, encoding, begins = known
+        try:
+            value = None if content == "a" else view.coder.decode(encoding, memoryview(data)[begins:])
+        except BadRecord:
+            return None
+        self.counts["hit"] += 1
+        return Found(value)
 
     def get_many(
         self, view: TypedView[T], keys: Iterable[Any], need: Need = ANY, snapshot: Any = None
     ) -> Flow[dict[Any, Found]]:
         """The values of several keys, in as few requests as there are shards."""
         names = {view.name(key): key for key in keys}
-        near = {name: self.nearby(view, name, need) for name in names}
+        near = {name: self.nearby(view, key, need) for name, key in names.items()}
         wanted = {name: key for name, key in names.items() if near[name] is None}
         found = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
         return {key: found[name] if name in found else near[name] for name, key in names.items()}  # type: ignore[misc]  # the one or the other
 
-    def nearby(self, view: TypedView[T], name: str, need: Need) -> Found | None:
-        """What the near cache has, where that is new enough."""
+    def nearby(self, view: TypedView[T], key: object, need: Need) -> Found | None:
+        """What the near cache has, where that is new enough; with a flow to run beside its use where it is ageing."""
         if self.near is None or need.bound_ms is None or need.strong:
             return None
+        name = view.name(key)
         kept = self.near.find(view.view.name, name)
-        if kept is None or objection(need, kept.evidence, self._now_ms()):
+        if kept is None:
+            return None
+        now_ms = self._now_ms()
+        if objection(need, kept.evidence, now_ms) is not None:
             return None
         found = _decoded(view, kept)
-        self.counts["near"] += found is not None
-        return found
+        if found is None:
+            return None
+        self.counts["near"] += 1
+        fresh_ms = need.bound_ms * self._refresh_after
+        ageing = now_ms is not None and now_ms - kept.evidence.fresh_ms > fresh_ms
+        if not ageing or self._flights.is_flying((view.view.name, name)):
+            return found
+        return Found(found.value, kept, self._read(view, {name: key}, Need(bound_ms=int(fresh_ms)), None))
 
     def passed(self, token: Token, view: View) -> Flow[bool]:
         """Whether the whole region has applied what the token names; False too while that cannot be asked."""
@@ -258,8 +291,14 @@ class Reading:
     # -- the way of a read
 
     def _read(
-        self, view: TypedView[Any], wanted: Mapping[str, Any], need: Need, snapshot: Any
+        self,
+        view: TypedView[Any],
+        wanted: Mapping[str, Any],
+        need: Need,
+        snapshot: Any,
+        seen: Mapping[int, Looked] | None = None,
     ) -> Flow[dict[str, Found]]:
+        """`seen`: replies that are there already."""
         now = self._clock()
         if need.bound_ms is not None and self._now_ms() is None:
             try:
@@ -270,7 +309,7 @@ class Reading:
         visit = _Visit(view, need, snapshot, now + wait, now + wait * PATIENCE)
         left = dict(wanted)
         if not need.strong:
-            yield from self._look(visit, left)
+            yield from self._look(visit, left, seen or {})
         if left:
             try:
                 yield from self._load_once(visit, left)
@@ -283,18 +322,26 @@ class Reading:
                 visit.found = visit.spares | visit.found
         return visit.found
 
-    def _look(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
+    def _failed(self) -> Looked:
+        """Redis did not answer."""
+        self._breaker.failed(self._clock())
+        self.counts["down"] += 1
+        return AWAY
+
+    def _look(self, visit: _Visit, left: dict[str, Any], seen: Mapping[int, Looked]) -> Flow[None]:
         """Look for what is left in Redis; what may be served is found, and left no more."""
         for shard, names in self._by_shard(left).items():
-            if not self._breaker.permits(self._clock()):
-                self.counts["bypassed"] += len(names)
-                visit.away = True
-                return
-            try:
-                looked: Looked = yield Look(shard, names, visit.view.view)
-            except TransientError:
-                self._breaker.failed(self._clock())
-                self.counts["down"] += len(names)
+            looked = seen.get(shard)
+            if looked is None:
+                if not self._breaker.permits(self._clock()):
+                    self.counts["bypassed"] += len(names)
+                    visit.away = True
+                    return
+                try:
+                    looked = yield Look(shard, names, visit.view.view)
+                except TransientError:
+                    looked = self._failed()
+            if looked is AWAY:
                 visit.away = True
                 return
             self._breaker.succeeded()
@@ -313,27 +360,26 @@ class Reading:
 
     def _serve(self, visit: _Visit, shard: int, name: str, data: bytes) -> bool:
         """Judge one entry; True where it is found."""
-        view, need = visit.view, visit.need
-        known = entries.peek(data, view.name_bytes, name.encode())
+        view, need, key = visit.view, visit.need, name.encode()
+        known = entries.peek(data, view.name_bytes, key)
         if known is None:
             self.counts["foreign"] += 1
             self._alarm("foreign_entry", view.view.name)
             return False
         content, encoding, begins = known
+        payload = None if content == "a" else data[begins:]
         try:
-            value = None if content == "a" else view.coder.decode(encoding, data[begins:])
+            value = None if payload is None else view.coder.decode(encoding, payload)
             if need.nothing:
                 self.counts["hit"] += 1
                 visit.found[name] = Found(value)
                 return True
-            entry = entries.decode(data)
+            seen, as_of_ms, event = entries.shown(data, begins - len(view.name_bytes) - len(key))
         except BadRecord:
             self.counts["undecodable"] += 1
             return False
-        event = entry.kind is entries.Kind.EVENT
-        evidence = of_entry(entry.seen, entry.as_of_ms, visit.marks[shard], event=event)
-        generations = entry.region_generation + entry.view_generation
-        kept = Kept(None if content == "a" else entry.payload, encoding, evidence, generations)
+        evidence = of_entry(seen, as_of_ms, visit.marks[shard], event=event)
+        kept = self._kept(view, value, payload, encoding, evidence, entries.generations(data) if self.near else "")
         self._keep(view, name, kept)
         against = objection(need, evidence, self._now_ms())
         if against is None:
@@ -410,7 +456,7 @@ class Reading:
             yield Pause(min(low + (high - low) * self._share(), remaining))
             low, high = min(low * 1.5, longest / 2), min(high * 1.5, longest)
             if visit.fillable and not visit.away and not visit.need.strong:
-                yield from self._look(visit, left)
+                yield from self._look(visit, left, {})
 
     def _take(self, visit: _Visit, left: Mapping[str, Any]) -> Flow[list[str]]:
         """Which of these may be loaded now. While Redis is away only this process's own limit holds."""
@@ -447,8 +493,10 @@ class Reading:
         generations = self.near.generations(visit.view.view.name) if self.near else ""
         for name, (encoding, payload) in encoded.items():
             known = evidences.get(name)
-            stored = None if known is None else msgspec.structs.replace(known, final=False)
-            kept = None if stored is None else Kept(payload, encoding, stored, generations)
+            kept = None
+            if known is not None:
+                stored = msgspec.structs.replace(known, final=False)
+                kept = self._kept(visit.view, loaded.value[name], payload, encoding, stored, generations)
             visit.found[name] = Found(loaded.value[name], kept)
             if kept is not None:
                 self._keep(visit.view, name, kept)
@@ -579,23 +627,30 @@ class Reading:
         if self.near is not None:
             self.near.forget_view(view)
 
+    def _kept(
+        self,
+        view: TypedView[Any],
+        value: Any,
+        payload: bytes | None,
+        encoding: str,
+        evidence: Evidence,
+        generations: str,
+    ) -> Kept:
+        if view.coder.shareable:
+            return Kept(payload, encoding, evidence, generations, view, value)
+        return Kept(payload, encoding, evidence, generations)
+
     def _keep(self, view: TypedView[Any], name: str, kept: Kept) -> None:
-        if self.near is not None and view.bound_ms is not None:
+        if self.near is not None and view.need.bound_ms is not None:
             if kept.generations:
                 self.near.moved_on(view.view.name, kept.generations)
             self.near.keep(view.view.name, name, kept)
 
-    def _fresher(self, need: Need) -> Need:
-        return Need(bound_ms=int((need.bound_ms or 0) * self._refresh_after))
-
-    def _is_aging(self, view: TypedView[Any], name: str, near: Found, need: Need) -> bool:
-        if near.kept is None or self._flights.is_flying((view.view.name, name)):
-            return False
-        return objection(self._fresher(need), near.kept.evidence, self._now_ms()) is not None
-
 
 def _decoded(view: TypedView[Any], kept: Kept) -> Found | None:
     """None where another reader of the same view keeps another type."""
+    if kept.view is view:
+        return Found(kept.value, kept)
     try:
         return Found(None if kept.payload is None else view.coder.decode(kept.encoding, kept.payload), kept)
     except BadRecord:
@@ -606,8 +661,11 @@ def render(view: View, key: object) -> str:
     """The cache key: `key` is the one part of the template, a tuple of its parts, or a mapping. Raises ConfigError."""
     fields = view.key.fields
     if len(fields) == 1 and not isinstance(key, Mapping | tuple):
-        key = {fields[0]: key}
-    elif isinstance(key, tuple) and len(key) == len(fields):
+        try:
+            return view.key.render((key,))
+        except BadRecord as error:
+            raise ConfigError(f"view {view.name}: {error}") from error
+    if isinstance(key, tuple) and len(key) == len(fields):
         key = dict(zip(fields, key, strict=True))
     elif not isinstance(key, Mapping):
         key = {}

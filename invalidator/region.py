@@ -20,7 +20,7 @@ from invalidator.guard import Batch, Close, Closing, ControlStep, Fill, KeyChang
 from invalidator.layout import FORMAT, Layout, Row, offset_text
 from invalidator.node import Node
 from invalidator.nodes import Nodes
-from invalidator.reader_commands import Filled, Looked
+from invalidator.reader_commands import Filled, Looked, Request
 from invalidator.region_faults import judging
 
 
@@ -180,12 +180,12 @@ class Region:
         Leases of `owner` on their keys end. Raises ValueError for more than one view, definition, history or lifetime.
         """
         request = reader_commands.fill_request(self.layout, shard, requests, owner)
-        return reader_commands.filled(self._call(str(request[2]), "FCALL", *request), len(requests))
+        return reader_commands.filled(self._ask("FCALL", request), len(requests))
 
     def look(self, shard: int, keys: Sequence[str], view: str, digest: str) -> Looked:
         """The entries under `keys` that may be served, and how far their shard is."""
         request = reader_commands.read_request(self.layout, shard, keys, view, digest)
-        return reader_commands.looked(self._call(str(request[2]), "FCALL_RO", *request), len(keys))
+        return reader_commands.looked(self._ask("FCALL_RO", request), len(keys))
 
     def lease(self, shard: int, fields: Sequence[str], owner: str, lease_ms: int, living_max: int) -> list[str]:
         """Ask for the leases of `fields`, mostly cache keys, of which so many may live in the shard; 0 ms: end them.
@@ -193,7 +193,7 @@ class Region:
         Per field GRANTED, HELD by somebody, FULL, or RELEASED.
         """
         request = reader_commands.lease_request(self.layout, shard, fields, owner, lease_ms, living_max)
-        return reader_commands.leased(self._call(str(request[2]), "FCALL", *request))
+        return reader_commands.leased(self._ask("FCALL", request))
 
     def read(self, shard: int, key: str, view: str, digest: str) -> Found:
         """The entry under `key`, if it may be served."""
@@ -249,6 +249,15 @@ class Region:
     def _function(self, function: str, keys: list[str], args: list[str | bytes | int]) -> list[bytes]:
         """Call a function where the first of `keys`, and so all of them, are served."""
         reply: list[bytes] = self._call(keys[0], "FCALL", function, len(keys), *keys, *args)
+        return reply
+
+    def _ask(self, command: str, request: Request) -> list[bytes]:
+        """One of the readers' requests, all of which may run twice."""
+        try:
+            reply: list[bytes] = self._nodes.ask(request[2], command, *request)  # type: ignore[arg-type]  # the first key
+        except (redis.RedisError, OSError):
+            with self._judging():
+                raise
         return reply
 
     def _call(self, key: str, *command: Any) -> Any:

@@ -39,7 +39,7 @@ def typed_view(
         name_bytes=view.name.encode(),
         coder=Coder(codec, kind),
         load=load,
-        bound_ms=None if max_staleness is None else _milliseconds(max_staleness),
+        need=ANY if max_staleness is None else Need(_milliseconds(max_staleness)),
         on_doubt=OnDoubt(on_doubt),
     )
 
@@ -48,7 +48,9 @@ def need_of(
     view: TypedView[Any], max_staleness: Seconds | None, token: Token | Session | str | None, *, strong: bool
 ) -> Need:
     """What one read asks for. A token that is none, as a forged cookie is, asks the primary."""
-    bound = view.bound_ms if max_staleness is None else _milliseconds(max_staleness)
+    if max_staleness is None and token is None and not strong:
+        return view.need
+    bound = view.need.bound_ms if max_staleness is None else _milliseconds(max_staleness)
     if token is None or token == "":
         return ANY if bound is None and not strong else Need(bound, None, strong)
     if isinstance(token, Session):

@@ -271,13 +271,13 @@ class WatchedRegion(Region):
         self._version = row[6].get("version", 0)
         return {"email": row[0], "name": f"{row[1]} {row[2]}", "city": row[3], "status": row[5], "more": row[6]}
 
-    def fill(self, shard: int, request: Fill) -> Filled:
-        """As the region, and noted."""
+    def fill_many(self, shard: int, requests: Sequence[Fill], owner: str = "") -> list[Filled]:
+        """As the region, and noted; there is one at a time."""
         sent = time.monotonic()
-        filled = super().fill(shard, request)
+        (filled,) = super().fill_many(shard, requests, owner)
         attempt = Attempt(self.key, self._version, sent, time.monotonic(), filled.outcome, filled.reason)
         self.attempts.append(attempt)
-        return filled
+        return [filled]
 
 
 def keys_of_one_stripe(layout: Layout, contacts: int) -> list[int]:

@@ -384,7 +384,7 @@ def test_a_redis_that_stays_away_is_left_alone_and_tried_again(
     for _ in range(10):
         reader.get("contact", 7, loaded(1))
     assert (region.looks, reader.counts["bypassed"]) == (3, 7)
-    reader.reader.reading._breaker._closed_until = 0.0
+    reader.reader.reading._breaker._open_until = 0.0
     region.fails = None
     for _ in range(10):
         reader.get("contact", 7, loaded(1))
