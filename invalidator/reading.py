@@ -419,7 +419,8 @@ class Reading:
             yield Wait(flight, max(0.0, visit.deadline - self._clock()))
             if not self._share_in(visit, name, flight.result):
                 again[name] = left[name]
-        if again:
+        if again:  # whoever led found it in Redis, asked for less, or gave up
+            yield from self._look_again(visit, again)
             yield from self._load_leased(visit, again)
 
     def _share_in(self, visit: _Visit, name: str, result: Found | Exception | None) -> bool:
@@ -441,11 +442,20 @@ class Reading:
         """Load what the region lets us load; meanwhile look whether others have filled the rest."""
         longest = PAUSE_SECONDS[1] * 10
         low, high = PAUSE_SECONDS
+        has_waited = False
         while left:
             granted = yield from self._take(visit, left)
+            if granted and has_waited:  # whoever had the lease has filled it since we looked
+                again = {name: left.pop(name) for name in granted}
+                yield from self._look_again(visit, again)
+                yield from self._give_back(visit, [name for name in granted if name not in again])
+                left |= again
+                granted = list(again)
             if granted:
                 yield from self._load(visit, {name: left.pop(name) for name in granted})
                 continue
+            if not left:
+                return
             remaining = visit.deadline - self._clock()
             if remaining <= 0:
                 raise Overloaded(
@@ -455,8 +465,13 @@ class Reading:
             self.counts["waited"] += 1
             yield Pause(min(low + (high - low) * self._share(), remaining))
             low, high = min(low * 1.5, longest / 2), min(high * 1.5, longest)
-            if visit.fillable and not visit.away and not visit.need.strong:
-                yield from self._look(visit, left, {})
+            has_waited = True
+            yield from self._look_again(visit, left)
+
+    def _look_again(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
+        """Whether others have filled what is left, where they can."""
+        if visit.fillable and not visit.away and not visit.need.strong:
+            yield from self._look(visit, left, {})
 
     def _take(self, visit: _Visit, left: Mapping[str, Any]) -> Flow[list[str]]:
         """Which of these may be loaded now. While Redis is away only this process's own limit holds."""

@@ -10,6 +10,7 @@ import msgspec
 from infra.demo.child import Tally
 from infra.demo.watch import Watch, recorded
 from invalidator import entry as entries
+from invalidator.reader_commands import Looked
 
 KEYS = 1_000
 
@@ -21,11 +22,12 @@ class Region:
         self.stop = stop
         self.shown = list(shown)
 
-    def read_many(self, shard, keys, view, digest):
+    def look(self, shard, keys, view, digest):
         version = self.shown.pop(0)
         if not self.shown:
             self.stop.set()
-        return "OPEN", "", [None if version is None else entry(keys[0], version), *[None] * (len(keys) - 1)]
+        first = None if version is None else entry(keys[0], version)
+        return Looked("OPEN", "", "", [first, *[None] * (len(keys) - 1)])
 
 
 def entry(key, version):
