@@ -44,7 +44,12 @@ from invalidator.views import View
 T = TypeVar("T")
 
 PAUSE_SECONDS = (0.004, 0.012)
-"""Between two looks of who waits for another process's load; it grows up to tenfold."""
+"""Between two looks of who waits for another process's load; longer each time."""
+
+PAUSE_SECONDS_MAX = 0.1
+
+LOOK_EVERY = 4
+"""Who waits for room in the region looks in every so many pauses whether the value is there."""
 
 PATIENCE = 0.5
 """After this share of `wait_seconds` who waits for a lease of a key loads it beside its holder."""
@@ -439,71 +444,92 @@ class Reading:
         return True
 
     def _load_leased(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
-        """Load what the region lets us load; meanwhile look whether others have filled the rest."""
-        longest = PAUSE_SECONDS[1] * 10
+        """Load what this process and the region let us load; meanwhile look whether others have filled the rest."""
         low, high = PAUSE_SECONDS
-        has_waited = False
+        is_late = False
         while left:
-            granted = yield from self._take(visit, left)
-            if granted and has_waited:  # whoever had the lease has filled it since we looked
+            is_late |= yield from self._enter(visit)
+            try:
+                granted = yield from self._take_in_turn(visit, left, is_late=is_late)
+                if granted:
+                    yield from self._load(visit, {name: left.pop(name) for name in granted})
+            finally:
+                self._gate.leave(self._clock())
+            if granted or not left:
+                continue
+            yield from self._pause(visit, low, high)
+            low, high, is_late = min(low * 1.5, PAUSE_SECONDS_MAX), min(high * 1.5, PAUSE_SECONDS_MAX), True
+            yield from self._look_again(visit, left)
+
+    def _take_in_turn(self, visit: _Visit, left: dict[str, Any], *, is_late: bool) -> Flow[list[str]]:
+        """Which of these to load now; none while others load them. Who finds the region full keeps its turn."""
+        turns = 0
+        while left:
+            granted, is_held = yield from self._take(visit, left)
+            if granted and is_late:  # whoever had the lease has filled it since we looked
                 again = {name: left.pop(name) for name in granted}
                 yield from self._look_again(visit, again)
                 yield from self._give_back(visit, [name for name in granted if name not in again])
                 left |= again
                 granted = list(again)
-            if granted:
-                yield from self._load(visit, {name: left.pop(name) for name in granted})
-                continue
-            if not left:
-                return
-            remaining = visit.deadline - self._clock()
-            if remaining <= 0:
-                raise Overloaded(
-                    f"view {visit.view.view.name}: {self._limits.region_loads} loads are under way in the region and "
-                    f"none ended within {self._limits.wait_seconds} s: look at the database, or raise Limits"
-                )
-            self.counts["waited"] += 1
-            yield Pause(min(low + (high - low) * self._share(), remaining))
-            low, high = min(low * 1.5, longest / 2), min(high * 1.5, longest)
-            has_waited = True
-            yield from self._look_again(visit, left)
+            if granted or is_held:
+                return granted
+            if left:
+                yield from self._pause(visit, *PAUSE_SECONDS)
+                turns += 1
+                is_late = True
+                if turns % LOOK_EVERY == 0:
+                    yield from self._look_again(visit, left)
+        return []
+
+    def _pause(self, visit: _Visit, low: float, high: float) -> Flow[None]:
+        remaining = visit.deadline - self._clock()
+        if remaining <= 0:
+            raise Overloaded(
+                f"view {visit.view.view.name}: {self._limits.region_loads} loads are under way in the region and none "
+                f"ended within {self._limits.wait_seconds} s: look at the database, or raise Limits"
+            )
+        self.counts["waited"] += 1
+        yield Pause(min(low + (high - low) * self._share(), remaining))
 
     def _look_again(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
         """Whether others have filled what is left, where they can."""
         if visit.fillable and not visit.away and not visit.need.strong:
             yield from self._look(visit, left, {})
 
-    def _take(self, visit: _Visit, left: Mapping[str, Any]) -> Flow[list[str]]:
-        """Which of these may be loaded now. While Redis is away only this process's own limit holds."""
+    def _take(self, visit: _Visit, left: Mapping[str, Any]) -> Flow[tuple[list[str], bool]]:
+        """Which of these may be loaded now, and whether others load one of them.
+
+        While Redis is away only this process's own limit holds.
+        """
         limits = self._limits
         if visit.away or not limits.region_loads:
-            return list(left)
+            return list(left), False
         alone = visit.fillable and not visit.need.strong and self._clock() < visit.patient_until
         granted: list[str] = []
+        is_held = False
         for shard, names in self._by_shard(left).items():
             fields = names if alone else tuple(f"{name}\0{self._owner}{int(self._share() * 1e9):x}" for name in names)
             try:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
             except TransientError:
                 visit.away = True
-                return list(left)
+                return list(left), False
+            is_held |= "HELD" in answers
             for name, field, answer in zip(names, fields, answers, strict=True):
                 if answer == "GRANTED":
                     granted.append(name)
                     visit.fields[name] = field
-        return granted
+        return granted, is_held
 
     def _load(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[None]:
         """One transaction for all of `keys`, judged, and offered to the cache."""
-        yield from self._enter(visit)
         try:
             loaded, evidences = yield from self._prove(visit, keys)
             encoded = {name: self._encode(visit.view, value) for name, value in loaded.value.items()}
         except Exception:
             yield from self._give_back(visit, keys)
             raise
-        finally:
-            self._gate.leave(self._clock())
         self.counts["loaded"] += len(keys)
         generations = self.near.generations(visit.view.view.name) if self.near else ""
         for name, (encoding, payload) in encoded.items():
@@ -553,8 +579,9 @@ class Reading:
         now_ms = self._now_ms()
         return next((why for e in evidences.values() if (why := objection(visit.need, e, now_ms))), None)
 
-    def _enter(self, visit: _Visit) -> Flow[None]:
-        """Wait for a turn to load."""
+    def _enter(self, visit: _Visit) -> Flow[bool]:
+        """Wait for a turn to load; whether that took time."""
+        is_late = False
         while (flight := self._gate.enter(self._clock())) is not None:
             woken = False
             try:
@@ -568,6 +595,8 @@ class Reading:
                     f"view {visit.view.view.name}: {self._limits.loads} loads are under way in this process and none "
                     f"ended within {self._limits.wait_seconds} s: look at the database, or raise Limits"
                 )
+            is_late = True
+        return is_late
 
     def _encode(self, view: TypedView[Any], value: Any) -> tuple[str, bytes | None]:
         return ("j", None) if value is None else view.coder.encode(value)
