@@ -24,10 +24,11 @@ import psycopg
 
 from infra import postgres
 from infra.prerequisites import MissingPrerequisite
-from infra.processes import NotReady, Server, ServerProcess, free_port
+from infra.processes import NotReady, Server, ServerProcess, StackError, free_port
 from infra.stack import DEFAULT_DIRECTORY, Stack
 
 ADMIN_DATABASE: Final = "pgbouncer"
+SYSTEM_PATH: Final = "/usr/sbin"  # where Debian puts it, and where only root's PATH looks
 FETCH_LIMIT_SECONDS: Final = 300.0
 
 # Two server connections at most, taken in turn: what one transaction left behind is not there in the next one.
@@ -113,7 +114,7 @@ def _ask(port: int) -> None:
         raise NotReady(str(error).strip().replace("\n", " ")) from error
 
 
-# --- the program -------------------------------------------------------------------------------------------------------
+# --- the program ------------------------------------------------------------------------------------------------------
 
 
 def find(directory: Path) -> tuple[Path, list[Path]]:
@@ -121,7 +122,7 @@ def find(directory: Path) -> tuple[Path, list[Path]]:
 
     Raises MissingPrerequisite.
     """
-    on_path = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    on_path = shutil.which("pgbouncer", path=os.pathsep.join([os.environ.get("PATH", os.defpath), SYSTEM_PATH]))
     if on_path is not None:
         return Path(on_path), []
     directory.mkdir(parents=True, exist_ok=True)
@@ -145,6 +146,7 @@ def _unpack(directory: Path, root: Path) -> None:
     (own_lists / "partial").mkdir(parents=True, exist_ok=True)
     fresh = directory / "root.new"
     # What apt knows on this machine may be nothing, or old: then it asks once more, for us alone.
+    complaint: StackError | None = None
     for options in ([], ["-o", f"Dir::State::Lists={own_lists.resolve()}"]):
         shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted start left
         fresh.mkdir()
@@ -156,28 +158,33 @@ def _unpack(directory: Path, root: Path) -> None:
             for package in fresh.glob("*.deb"):
                 _run(["dpkg-deb", "--extract", package.name, "."], fresh)
                 package.unlink()
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        except StackError as error:
             complaint = error
         else:
             fresh.rename(root)
             return
-    said = (complaint.stderr or "").strip().splitlines()
     raise MissingPrerequisite(
-        f"PgBouncer is missing, and Debian's package could not be fetched ({said[-1] if said else complaint}):"
+        f"PgBouncer is missing, and Debian's package could not be fetched ({complaint}):"
         " install it with `apt-get install pgbouncer`."
     )
 
 
 def _run(command: Sequence[str], place: Path) -> str:
-    """What it printed. Raises CalledProcessError and TimeoutExpired."""
-    done = subprocess.run(
-        command,
-        cwd=place,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=FETCH_LIMIT_SECONDS,
-        check=True,
-    )
+    """What it printed. Raises StackError with the last thing that it complained of."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=place,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=FETCH_LIMIT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StackError(f"{command[0]} did not end within {FETCH_LIMIT_SECONDS:.0f} s") from error
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise StackError(f"{command[0]} ended with status {done.returncode}: {said[-1] if said else 'without a word'}")
     return done.stdout
