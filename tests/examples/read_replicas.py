@@ -8,8 +8,8 @@ from tests.examples.plain_psycopg import Pool, load_contact
 
 
 def make_pool(dsn: str) -> Pool:
-    """A router sends the next connection elsewhere, so connections are renewed: else all would stay on one server."""
-    return ConnectionPool(dsn, kwargs={"autocommit": True}, max_lifetime=600, open=True)
+    """Renewed now and then: what a router decides for one connection holds as long as that lives."""
+    return ConnectionPool(dsn, kwargs={"autocommit": True}, min_size=0, max_size=16, max_lifetime=600, open=True)
 
 
 def contacts(region: Region, views: Views, router: Pool, primary: Pool) -> CachedView[Contact]:

@@ -1,8 +1,8 @@
-"""A form is posted in one region and the page after it is served in another: what was seen travels in a cookie."""
+"""A change is posted in one region, and the page after it is served in another: what was seen travels in a cookie."""
 
 from typing import Annotated
 
-from fastapi import Cookie, FastAPI, Form, Response
+from fastapi import Cookie, FastAPI, Response
 
 from invalidator import Region, Session, Views
 from tests.examples.contact import Contact
@@ -14,9 +14,7 @@ def make_app(region: Region, views: Views, pool: Pool) -> FastAPI:
     app = FastAPI()
 
     @app.post("/contacts/{contact_id}", status_code=303)
-    def save(
-        contact_id: int, status: Annotated[str, Form()], response: Response, seen: Annotated[str, Cookie()] = ""
-    ) -> None:
+    def save(contact_id: int, status: str, response: Response, seen: Annotated[str, Cookie()] = "") -> None:
         session = Session(seen)
         session.add(contacts.set_status(contact_id, status))
         remember(session, response)
