@@ -18,10 +18,11 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import dict_row, namedtuple_row
-from psycopg_pool import ConnectionPool
-from sqlalchemy import text
+from psycopg.rows import class_row, dict_row, namedtuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from sqlalchemy import create_engine, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
 from cdc import ConfigError
@@ -32,7 +33,7 @@ from infra.prerequisites import MissingPrerequisite
 from infra.proxy import FaultProxy
 from infra.site_maker import SiteMaker
 from infra.standby import Standby
-from invalidator import AsyncCacheReader, AsyncRegion, CachedView, Layout, Region, connect_async
+from invalidator import AsyncCacheReader, AsyncRegion, CachedView, CacheReader, Layout, Region, connect_async
 from tests.backends import go_without
 from tests.examples import fastapi_sqlalchemy, pgbouncer, plain_psycopg, read_replicas, redirect
 from tests.examples.contact import Contact
@@ -164,6 +165,29 @@ def test_a_connection_whose_application_chose_other_rows(site: Site, contact_id:
         assert contacts.reader.counts["unproven"] == 0
 
 
+def test_psycopg_in_asyncio(site: Site, contact_id: int) -> None:
+    async def load_contact(connection: Any, contact_id: int) -> Contact | None:
+        async with connection.cursor(row_factory=class_row(Contact)) as cursor:
+            await cursor.execute("SELECT id, email, status FROM contacts WHERE id = %s", [contact_id])
+            found: Contact | None = await cursor.fetchone()
+            return found
+
+    async def run() -> None:
+        async with AsyncConnectionPool(site.dsn, kwargs={"autocommit": True, "row_factory": dict_row}) as pool:
+            reader = AsyncCacheReader(async_region_of(site), site.views, pool.connection)
+            contact = reader.view("contact", load_contact, type=Contact, max_staleness=5)
+            for _ in range(2):
+                assert await contact(contact_id) == subscribed(contact_id)
+            assert reader.counts["hit"] == reader.counts["filled"] == 1
+            async with pool.connection() as connection, reader.write_token(connection) as write:
+                await connection.execute("UPDATE contacts SET status = 'unsubscribed' WHERE id = %s", [contact_id])
+            assert status_of(await contact.get(contact_id, token=write.text)) == "unsubscribed"
+            assert write.token.lsn.strip("0")
+            await reader.aclose()
+
+    asyncio.run(run())
+
+
 # --- FastAPI and SQLAlchemy -------------------------------------------------------------------------------------------
 
 
@@ -197,6 +221,32 @@ def test_fastapi_answers_503_while_the_database_is_away(site: Site, contact_id: 
     with fastapi_client(site, "eu", NOWHERE) as client:
         answer = client.get(f"/contacts/{contact_id}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+def test_sqlalchemy_without_asyncio(site: Site, contact_id: int) -> None:
+    """Its Session and its Connection."""
+    engine = create_engine(site.dsn.replace("postgresql://", "postgresql+psycopg://"))
+    sessions = sessionmaker(engine)
+    row = fastapi_sqlalchemy.ContactRow
+
+    def load_contact(session: Any, contact_id: int) -> Contact | None:
+        query = select(row.id, row.email, row.status).where(row.id == contact_id)
+        found = session.execute(query).one_or_none()
+        return None if found is None else Contact(*found)
+
+    for number, lend in enumerate((sessions.begin, engine.begin)):
+        reader = CacheReader(region_of(site), site.views, lend)
+        contact = reader.view("contact", load_contact, type=Contact, max_staleness=5)
+        for strong in (True, False):
+            assert status_of(contact.get(contact_id, strong=strong)) == ("subscribed", "written 0")[number]
+        assert (reader.counts["loaded"], reader.counts["hit"], reader.counts["unproven"]) == (1, 1, 0)
+        with lend() as session:
+            session.execute(update(row).where(row.id == contact_id).values(status=f"written {number}"))
+            token = reader.token(session)
+        assert status_of(contact.get(contact_id, token=token)) == f"written {number}"
+        site.wait_drained()
+        assert reader.passed(token)
+    engine.dispose()
 
 
 def test_an_old_snapshot_of_a_sqlalchemy_session_is_served_to_it_and_never_cached(site: Site, contact_id: int) -> None:
