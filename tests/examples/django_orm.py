@@ -22,19 +22,19 @@ class ContactModel(models.Model):  # noqa: DJ008 - nobody prints one here
 
 
 @contextmanager
-def session() -> Iterator[Any]:
+def sessions() -> Iterator[Any]:
     with transaction.atomic():
         yield connection
 
 
-def load_contact(_: Any, contact_id: int) -> Contact | None:
-    row = ContactModel.objects.filter(pk=contact_id).first()
+def load_contact(session: Any, contact_id: int) -> Contact | None:
+    row = ContactModel.objects.using(session.alias).filter(pk=contact_id).first()
     return None if row is None else Contact(row.id, row.email, row.status)
 
 
 class Contacts:
     def __init__(self, region: Region, views: Views) -> None:
-        self.reader = CacheReader(region, views, session)
+        self.reader = CacheReader(region, views, sessions)
         self.contact = self.reader.view("contact", load_contact, type=Contact, max_staleness=5)
 
     def set_status(self, contact_id: int, status: str) -> Token:
