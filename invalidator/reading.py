@@ -535,7 +535,7 @@ class Reading:
         for name, (encoding, payload) in encoded.items():
             known = evidences.get(name)
             kept = None
-            if known is not None:
+            if known is not None and not loaded.own:
                 stored = msgspec.structs.replace(known, final=False)
                 kept = self._kept(visit.view, loaded.value[name], payload, encoding, stored, generations)
             visit.found[name] = Found(loaded.value[name], kept)

@@ -33,7 +33,7 @@ from infra.prerequisites import MissingPrerequisite
 from infra.proxy import FaultProxy
 from infra.site_maker import SiteMaker
 from infra.standby import Standby
-from invalidator import AsyncCacheReader, AsyncRegion, CachedView, CacheReader, Layout, Region, connect_async
+from invalidator import AsyncCacheReader, AsyncRegion, CachedView, CacheReader, Layout, Near, Region, connect_async
 from tests.backends import go_without
 from tests.examples import fastapi_sqlalchemy, pgbouncer, plain_psycopg, read_replicas, redirect
 from tests.examples.contact import Contact
@@ -532,16 +532,23 @@ def test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached(
     from django.db import connection, transaction
 
     contacts = django_orm.Contacts(region_of(site), site.views)
+    near = CacheReader(region_of(site), site.views, django_orm.sessions, near=Near())
+    nearby = near.view("contact", django_orm.load_contact, type=Contact, max_staleness=5)
+    assert [nearby(0), nearby(0)] == [None, None]  # from the second on its near cache knows the view's generation
     with transaction.atomic():
         django_orm.ContactModel.objects.filter(pk=contact_id).update(status="unsubscribed")
         token = contacts.reader.token(connection)
         for need in ({}, {"max_staleness": None}, {"max_staleness": 0}, {"strong": True}, {"token": token}):
             assert contacts.contact.get(contact_id, **need).status == "unsubscribed"
+        assert nearby(contact_id).status == "unsubscribed"
         transaction.set_rollback(True)
+    assert nearby(contact_id) == subscribed(contact_id)
+    assert nearby(contact_id) == subscribed(contact_id)
+    assert near.counts["near"] == 1
     assert contacts.reader.counts["unproven"] == contacts.reader.counts["loaded"] == 5
     assert contacts.reader.counts["filled"] == 0
     assert contacts.contact(contact_id) == subscribed(contact_id)
-    assert contacts.reader.counts["filled"] == 1
+    assert contacts.reader.counts["hit"] == 1
     with pytest.raises(ConfigError, match="atomic"), contacts.reader.snapshot(connection):
         pass
 
