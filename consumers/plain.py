@@ -1,7 +1,7 @@
 """Keys of plain views: removed when they change, once more when that is visible, swept when their view is raised.
 
 Driven by the worker. What is still to be done lies in Redis before any row moves past its cause, or is told by the
-scopes themselves: so another worker goes on where this one was killed. `invalidator/plain.py`, docs/protocol.md §2.11.
+scopes themselves: so another worker goes on where this one was killed. `invalidator/plain.py`, docs/protocol.md §2.10.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The plain layout's decisions: what is owed to readers that know no guard, and when it is due. Pure.
 
-docs/protocol.md §2.11. A value that the application stores under its own key is removed at once when it changes, and
+docs/protocol.md §2.10. A value that the application stores under its own key is removed at once when it changes, and
 once more when the change is proven visible: a filler may have read the old row in between. What is to be removed once
 more is a *debt*, kept in Redis (`Layout.owed_key`) by the shard that lies beside the key:
 

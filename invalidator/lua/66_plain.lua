@@ -1,4 +1,4 @@
--- Purpose: what is owed to plain views (docs/protocol.md §2.11). Twin: invalidator/plain.py. Needs no header: whether a
+-- Purpose: what is owed to plain views (docs/protocol.md §2.10). Twin: invalidator/plain.py. Needs no header: whether a
 -- shard is there the batch will find out, whose rows move after this.
 
 -- sp1_owe: adds debts. A new one beyond the limit becomes its view's.
