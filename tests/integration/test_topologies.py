@@ -23,13 +23,14 @@ from infra.redis_sentinel import WatchedServers
 from invalidator.guard import Batch, KeyChange, Outcome
 from invalidator.layout import Layout
 from invalidator.node import LIBRARY, Node
-from invalidator.nodes import Cluster, Connection, connect
+from invalidator.nodes import Cluster, Connection, connect, slot_of
 from invalidator.redis_errors import UNANSWERED
 from invalidator.redis_facts import describe
 from invalidator.redis_url import Topology
 from invalidator.region import Region
 from invalidator.region_faults import RegionFault
 from tests.contacts import load_contact
+from tests.fix_plain import PlainWorld
 from tests.fix_stack import ROOT, MakeSite, Site
 from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched, slot_of_shard
 from tests.fix_world import World
@@ -247,6 +248,65 @@ def test_a_worker_that_gives_up_leaves_no_reply_behind(cluster_world: World) -> 
     world.drain()
     assert [key for key in KEYS if world.read(key)] == []
     assert world.region._talking == set()
+
+
+def test_plain_keys_are_removed_on_every_node(cluster: LocalCluster) -> None:
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    numbers = range(200)
+    for number in numbers:
+        world.set(number)
+    assert all(any(m.client.scan_iter(match=world.key("*"))) for m in cluster.primaries())
+    for number in numbers[:150]:
+        world.change({"id": number})
+    world.drain()
+    assert [number for number in numbers if world.has(number)] == [*numbers[150:]]
+    for number in numbers:
+        world.set(number, "old")
+    world.beat()
+    assert [number for number in numbers if world.has(number)] == [*numbers[150:]]
+    world.change(None, op="t")
+    world.drain()
+    assert not any(world.has(number) for number in numbers)
+
+
+def test_what_is_owed_for_a_plain_key_lies_beside_it(cluster: LocalCluster) -> None:
+    """A fail-over that loses the second removal then loses its payment as well."""
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    for number in range(50):
+        world.change({"id": number})
+    world.drain()
+    region = world.region
+    for shard in range(SHARDS):
+        there = cluster.owner(slot_of_shard(region, shard))
+        assert all(cluster.owner(slot_of(name)) is there for name, _ in region.owed(shard) if not name.startswith("!"))
+    assert len(world.owed()) == 50
+
+
+def test_a_plain_key_whose_slot_moves_is_removed_where_it_is(cluster: LocalCluster) -> None:
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    slot = slot_of(world.key(1))
+    target = next(m for m in cluster.primaries() if m is not cluster.owner(slot))
+    source = cluster.owner(slot)
+    world.set(1)
+    cluster.begin_move(slot, target)
+    cluster.move_keys(slot, target)
+    for number in (1, 2, 3):
+        world.change({"id": number})
+    world.drain()
+    cluster.finish_move(slot, target)
+    assert not world.has(1)
+    world.set(1)
+    for number in (1, 2, 3):
+        world.change({"id": number})
+    world.drain()
+    assert not world.has(1)
+    cluster.move_slot(slot, source)
 
 
 def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalCluster) -> None:

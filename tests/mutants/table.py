@@ -36,6 +36,8 @@ STANDBY = "tests/integration/test_standby.py::"
 FILLS = "tests/property/test_guard_twin_scripts.py::test_lua_and_python_fill_alike"
 REBUILD = "tests/integration/test_replay_database.py::"
 TOPOLOGIES = "tests/integration/test_topologies.py::"
+PLAIN_KEYS = "tests/integration/test_plain_keys.py::"
+PLAIN_LAYOUT = "tests/integration/test_plain_layout.py::"
 
 LUA = "invalidator/lua/"
 WORKER = "consumers/invalidate.py"
@@ -791,6 +793,63 @@ MUTANTS = [
         "            return loaded.counts + self.remove(loaded.absent, keep_negative=True)\n",
         "            return loaded.counts\n",
         REBUILD + "test_a_sweep_removes_what_the_database_does_not_have",
+    ),
+    # -- plain views
+    Mutant(
+        "what is owed for a plain key is not written down",
+        "P1 §4.10",
+        "consumers/plain.py",
+        "            self._region.owe(shard, debts, beat, OWED_MAX)\n",
+        "            pass\n",
+        PLAIN_KEYS + "test_another_worker_pays_what_one_that_was_killed_owes",
+    ),
+    Mutant(
+        "a plain key is removed for the last time before its change is visible",
+        "P1 §4.10",
+        "invalidator/plain.py",
+        "    return admits(fence, beat.seen)\n",
+        "    return True\n",
+        PLAIN_LAYOUT + "test_a_filler_that_read_before_the_change_was_visible_is_healed",
+    ),
+    Mutant(
+        "a plain key that could not be removed is passed over",
+        "P1 P5 §4.10",
+        "consumers/plain.py",
+        '        self._unlink(keys, "changed")\n',
+        '        try:\n            self._unlink(keys, "changed")\n        except Exception:\n            pass\n',
+        PLAIN_KEYS + "test_rows_do_not_move_past_a_key_that_could_not_be_removed",
+    ),
+    Mutant(
+        "a debt that grew while it was paid is taken for paid",
+        "P1 §4.10",
+        LUA + "66_plain.lua",
+        "if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end",
+        "redis.call('HDEL', KEYS[1], ARGV[i])",
+        PLAIN_KEYS + "test_a_debt_that_grew_while_it_was_paid_stays",
+    ),
+    Mutant(
+        "what is owed lies on another server than its key",
+        "P1 §4.10",
+        "invalidator/region.py",
+        "            return [on.get(self._nodes.serving(key), 0) for key in keys]\n",
+        "            return [on and 0 for key in keys]\n",
+        TOPOLOGIES + "test_what_is_owed_for_a_plain_key_lies_beside_it",
+    ),
+    Mutant(
+        "a view is swept when it is raised, and not when that is visible",
+        "P1 §4.10",
+        "invalidator/plain.py",
+        "    return noted in (wanted, PROVEN + wanted[1:])\n",
+        "    return noted[1:] == wanted[1:]\n",
+        PLAIN_KEYS + "test_a_truncate_sweeps_the_view_at_once_and_when_it_is_visible",
+    ),
+    Mutant(
+        "a sweep removes whatever looks like a key of the view",
+        "§4.10 others' keys",
+        "consumers/plain.py",
+        "        return [name for name in names if can_render(self.view.key, name)]\n",
+        "        return names\n",
+        PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
     ),
 ]
 
