@@ -5,23 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """Replace `old`, which stands exactly once in `path`, by `new`; `killer` must fail.
-
-    `clause`: the promise and the section of DESIGN that it breaks. `quick`: part of `make test`.
-    """
-
-    name: str
-    clause: str
-    path: str
-    old: str
-    new: str
-    killer: str
-    quick: bool = False
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.table_reader import READER_MUTANTS
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
 REGION = "tests/integration/test_worker_and_region.py::"
@@ -851,6 +836,7 @@ MUTANTS = [
         "        return names\n",
         PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
     ),
+    *READER_MUTANTS,
 ]
 
 EQUIVALENT = {
