@@ -33,7 +33,17 @@ from infra.prerequisites import MissingPrerequisite
 from infra.proxy import FaultProxy
 from infra.site_maker import SiteMaker
 from infra.standby import Standby
-from invalidator import AsyncCacheReader, AsyncRegion, CachedView, CacheReader, Layout, Near, Region, connect_async
+from invalidator import (
+    AsyncCacheReader,
+    AsyncRegion,
+    CachedView,
+    CacheReader,
+    Layout,
+    Near,
+    Region,
+    Unproven,
+    connect_async,
+)
 from tests.backends import go_without
 from tests.examples import fastapi_sqlalchemy, pgbouncer, plain_psycopg, read_replicas, redirect
 from tests.examples.contact import Contact
@@ -246,6 +256,18 @@ def test_sqlalchemy_without_asyncio(site: Site, contact_id: int) -> None:
         assert status_of(contact.get(contact_id, token=token)) == f"written {number}"
         site.wait_drained()
         assert reader.passed(token)
+    engine.dispose()
+
+
+def test_a_session_without_a_transaction_proves_nothing(site: Site, contact_id: int) -> None:
+    engine = create_engine(site.dsn.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
+    reader = CacheReader(region_of(site), site.views, engine.connect)
+    row = fastapi_sqlalchemy.ContactRow
+    contact = reader.view("contact", lambda session, key: session.scalar(select(row.status).where(row.id == key)))
+    assert contact(contact_id) == "subscribed"
+    assert (reader.counts["filled"], reader.counts["unproven"]) == (0, 1)
+    with pytest.raises(Unproven):
+        contact.get(contact_id, max_staleness=60)
     engine.dispose()
 
 
