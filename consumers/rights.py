@@ -126,7 +126,6 @@ def forbidden_to_readers(region: RegionSettings) -> tuple[Command, ...]:
         ("CLIENT", "KILL", "TYPE", "normal"),
         ("CLIENT", "PAUSE", "0"),
         ("MONITOR",),
-        ("DEBUG", "SLEEP", "0"),
         ("SHUTDOWN",),
         ("REPLICAOF", "NO", "ONE"),
         ("MODULE", "LIST"),

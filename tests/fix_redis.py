@@ -44,6 +44,8 @@ def start_redis(binary: Path, directory: Path, *options: str) -> tuple[subproces
 def _answers(port: int) -> bool:
     try:
         return bool(redis.Redis(port=port).ping())
+    except redis.AuthenticationError:
+        return True
     except redis.ConnectionError:
         return False
 
