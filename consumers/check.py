@@ -32,6 +32,7 @@ from consumers.findings import (
 )
 from consumers.kafka_facts import describe_cluster
 from consumers.regions import read_views, redis_connection
+from consumers.rights import judge_rights, trials
 from consumers.settings import RegionSettings, Settings
 from invalidator.redis_facts import describe
 from invalidator.views import Views, index_views
@@ -128,4 +129,5 @@ def _kafka(settings: Settings, views: Views) -> list[Finding]:
 
 
 def _region(name: str, region: RegionSettings) -> list[Finding]:
-    return list(judge_redis(name, describe(redis_connection(region)), region))
+    servers = describe(redis_connection(region), trials(region))
+    return [*judge_redis(name, servers, region), *judge_rights(name, servers, region)]
