@@ -14,6 +14,7 @@ from consumers.stream import Record
 from invalidator.entry import encode_tail
 from invalidator.guard import Batch, Beat, Closing, KeyChange, KeyRefresh, RowStep, ScopeRaise
 from invalidator.layout import UNKNOWN_TOPIC, ZERO_POSITION, ZERO_STAMP, Layout, Row, view_scope
+from invalidator.plain import Debt
 from invalidator.plan import Cause, Changes, Invalidation, coalesce
 from invalidator.views import Views
 
@@ -75,6 +76,11 @@ class Slice:
         return len(self._changes)
 
     @property
+    def plain(self) -> list[Debt]:
+        """Keys of plain views, of all records: also of those that every shard has already."""
+        return plain_keys(self._changes, self._views)
+
+    @property
     def reached(self) -> dict[str, int]:
         """Next offset of every row once this is applied."""
         return {name: row.record.offset + 1 for name, row in self._rows.items()}
@@ -127,6 +133,15 @@ class Slice:
         )
 
 
+def plain_keys(changes: Changes, views: Views) -> list[Debt]:
+    """The keys of plain views among those that change."""
+    return [
+        Debt(key, view, invalidation.position, invalidation.stamps)
+        for (view, key), invalidation in changes.items()
+        if key is not None and views.views[view].is_plain
+    ]
+
+
 class Parts(msgspec.Struct, gc=False):
     """What one shard has to do for some changes. Raises are every shard's."""
 
@@ -136,7 +151,7 @@ class Parts(msgspec.Struct, gc=False):
 
 
 def split(needed: Changes, shard: int, layout: Layout, views: Views) -> Parts:
-    """The part of `shard`."""
+    """The part of `shard`. Keys of plain views lie in none."""
     raises: list[ScopeRaise] = []
     changes: list[KeyChange] = []
     refreshes: list[KeyRefresh] = []
@@ -145,7 +160,7 @@ def split(needed: Changes, shard: int, layout: Layout, views: Views) -> Parts:
             raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
             continue
         place, stripe = layout.place(key)
-        if place != shard:
+        if place != shard or views.views[view].is_plain:
             continue
         change = KeyChange(key, stripe, invalidation.position, invalidation.stamps)
         if invalidation.value is None:

@@ -34,6 +34,8 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "capture.before_heartbeat": "everything before a heartbeat is in Kafka, the heartbeat is not",
         "apply.before_script": "a batch is planned, the script is not sent",
         "apply.after_script": "the scripts of a batch are sent, their replies were not read",
+        "plain.after_unlink": "changed keys of plain views are removed, their debts written; no row moved",
+        "plain.before_pay": "a heartbeat proves changes of plain keys visible; they are not removed again",
         "replay.after_send": "a wave of a replay is sent, its replies were not read, the state file does not know it",
         "replay.after_save": "the state file knows a wave that every region has answered",
     }

@@ -199,9 +199,8 @@ def judge_views(views: Views, tables: Mapping[str, TableFacts]) -> Iterator[Find
         found = [finding for rule in view.rules for finding in _judge_rule(subject, view, rule, tables)]
         yield from found
         if not failed(found):
-            yield _ok(
-                subject, f"{view.key.text}, {view.mode.value}, from {', '.join(rule.table for rule in view.rules)}"
-            )
+            how = f"{view.mode.value}, {view.layout.value}" if view.is_plain else view.mode.value
+            yield _ok(subject, f"{view.key.text}, {how}, from {', '.join(rule.table for rule in view.rules)}")
 
 
 def _judge_rule(subject: str, view: View, rule: Rule, tables: Mapping[str, TableFacts]) -> Iterator[Finding]:

@@ -29,13 +29,15 @@ from consumers.failpoints import failpoint
 from consumers.intake import STAMP_MARGIN, Bounds, Intake, Planned
 from consumers.kafka import RecordStream
 from consumers.kafka_admin import epoch_ends
+from consumers.plain import PlainKeys
 from consumers.regions import open_region, read_views
 from consumers.service import Pulse, serve_http
 from consumers.settings import Settings
 from consumers.stream import Partition, Record, Stream
 from consumers.telemetry import WorkerMetrics
 from invalidator.guard import Beat, Closing, ControlStep, Outcome, Pass, RowStep
-from invalidator.layout import REGION_SCOPE, row_field, view_scope
+from invalidator.layout import REGION_SCOPE, ZERO_POSITION, row_field, view_scope
+from invalidator.plain import Debt
 from invalidator.plan import Planner
 from invalidator.redis_errors import Remedy
 from invalidator.region import Applied, Region, Submitted
@@ -141,6 +143,7 @@ class Worker:
         self._watermarks: dict[int, str] = {}
         self._fault = ""
         self._full = False
+        self._plain = PlainKeys(region, views, metrics, self._alarms, self._checkpoints.control_end)
         data.before_loss(self._settle)
 
     @property
@@ -177,6 +180,7 @@ class Worker:
             if len(records) < self._limits.batch_records:
                 self._settle()  # else Redis works while we fetch
             self._pass()
+            self._plain.turn(self._newest_beat())
         except _Moved as moved:
             self._lose_footing()
             self._metrics.moves.labels(cause=moved.what).inc()
@@ -208,6 +212,7 @@ class Worker:
     def _lose_footing(self) -> None:
         self._lost = True
         self._under_way.clear()
+        self._plain.forget()
         self._region.abandon()
 
     def _note_fault(self, error: TransientError) -> None:
@@ -304,6 +309,8 @@ class Worker:
         """Send one slice to every shard that still needs it; what was sent before is answered first."""
         closed_from = self._checkpoints.control_end() if part.closings else 0
         self._settle()
+        if self._plain.views:
+            self._plain.remove(part.plain, self._newest_beat())
         beat = self._beat_before(part.oldest)
         for shard in self._shards:
             batch = part.batch(shard, self._next[shard], beat, closed_from)
@@ -359,6 +366,9 @@ class Worker:
         """The newest heartbeat that every record of a batch was logged after."""
         return next((beat for beat in reversed(self._beats) if beat.position < position), None)
 
+    def _newest_beat(self) -> Beat | None:
+        return self._beats[-1] if self._beats else None
+
     # -- control records ---------------------------------------------------------------------------------------------
 
     def _hear_waiting(self) -> None:
@@ -384,6 +394,8 @@ class Worker:
         except BadRecord as error:
             self._alarms.up(Alarm.GAP, f"control record at {record.offset} cannot be read: {error}")
             control = None
+        if isinstance(control, Raise):
+            self._plain.remove(self._plain_key(control), self._newest_beat())
         for shard in self._shards:
             if record.offset < self._next[shard].get(self._control_field, 0):
                 continue
@@ -467,14 +479,27 @@ class Worker:
             views = {order.view} & self._views.views.keys()
         else:
             return msgspec.structs.replace(step, closings=(Closing(REGION_SCOPE, offset),))
-        # A stamp that nobody can have seen would refuse for ever: then the view closes, which needs none.
-        if order.key is not None and stamp_text(order.stamp) <= self._intake.bounds.stamp:
+        if order.key is not None and self._is_possible(order):
+            if order.view in self._plain.views:
+                return step
             place, stripe = self._region.layout.place(order.key)
             if place != shard or not views:
                 return step
             return msgspec.structs.replace(step, key=order.key, stripe=stripe, stamp=stamp_text(order.stamp))
         closings = tuple(Closing(view_scope(view), offset) for view in sorted(views))
         return msgspec.structs.replace(step, closings=closings)
+
+    def _is_possible(self, order: Raise) -> bool:
+        """A stamp that nobody can have seen would refuse for ever: then the view closes, which needs none."""
+        return stamp_text(order.stamp) <= self._intake.bounds.stamp
+
+    def _plain_key(self, order: Raise) -> list[Debt]:
+        """The key of a plain view that an order names. The order's transaction is not in a topic: its place is near."""
+        wanted = self._concerns_us(order) and self._is_possible(order)
+        if order.key is None or order.view is None or not wanted or order.view not in self._plain.views:
+            return []
+        beat = self._newest_beat()
+        return [Debt(order.key, order.view, beat.position if beat else ZERO_POSITION, (stamp_text(order.stamp),))]
 
     # -- heartbeats that have passed ---------------------------------------------------------------------------------
 

@@ -101,6 +101,11 @@ def choose(aim: Aim, views: Views) -> tuple[list[View], tuple[str, ...]]:
     for name in aim.views:
         if name not in views.views:
             raise ConfigError(f"there is no view {name!r} in the views file; {nearest(name, views.views)}")
+        if views.views[name].is_plain:
+            raise ConfigError(
+                f"view {name} has layout: plain: only the application stores its values; there is nothing to rebuild,"
+                f" and `staleproof fence --view {name}` removes them all"
+            )
     named = [views.views[name] for name in dict.fromkeys(aim.views)]
     narrowed = [option for option, given in _narrowing(aim).items() if given]
     if len(narrowed) > 1:
@@ -109,7 +114,7 @@ def choose(aim: Aim, views: Views) -> tuple[list[View], tuple[str, ...]]:
         if given and narrowed:
             raise ConfigError(f"{option} is about all keys of a view, and {narrowed[0]} about some: leave one out")
     if aim.keys:
-        return _views_of_keys(aim.keys, named or list(views.views.values())), ()
+        return _views_of_keys(aim.keys, named or [view for view in views.views.values() if not view.is_plain]), ()
     if aim.where is not None and len(named) != 1:
         raise ConfigError("--where is a condition on one view: name it with --view")
     if aim.warm_from is not None and aim.warm_from in aim.regions:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from cdc.errors import ConfigError, TransientError
+from consumers.batching import plain_keys
 from consumers.replay_planning import Wave
 from invalidator.guard import Outcome
 from invalidator.layout import Scope, view_scope
@@ -70,7 +71,10 @@ class Target:
                 )
 
     def send(self, wave: Wave) -> None:
-        """Send it, and do not wait."""
+        """Send it, and do not wait; keys of plain views are removed first."""
+        plain = [change.key for change in plain_keys(wave.changes, self._views)]
+        if plain:
+            self.counts["unlinked"] += self._region.unlink_plain(plain)
         for shard in range(self._region.layout.shards):
             batch = wave.batch(shard, self._region.layout, self._views)
             if batch is not None:

@@ -47,6 +47,7 @@ class WorkerMetrics:
         self.unlinked = counter("entries_unlinked", "entries removed")
         self.kept = counter("entries_kept", "entries that were proven to show the change already")
         self.written = counter("entries_written", "entries refreshed")
+        self.plain_unlinked = counter("plain_unlinked", "keys of plain views that were there and are removed", "cause")
         self.raises = counter("raises", "views raised", "view")
         self.closings = counter("closings", "scopes closed", "cause")
         self.moves = counter("moves", "times the region stood elsewhere than believed", "cause")

@@ -45,6 +45,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         """Hash: cache key to who loads it now."""
         return f"{{{self.prefix}:{shard}}}:l"
 
+    def owed_key(self, shard: int) -> str:
+        """Hash: what is owed to plain views (plain.py)."""
+        return f"{{{self.prefix}:{shard}}}:o"
+
     def entry_key(self, shard: int, key: str) -> str:
         """String: the entry of cache key `key`."""
         return f"{{{self.prefix}:{shard}}}:e:{key}"

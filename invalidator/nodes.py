@@ -74,6 +74,9 @@ class Nodes(Protocol):
     def serving(self, key: str) -> Node:
         """The server that takes requests for `key`, as far as is known."""
 
+    def together(self, keys: Sequence[str]) -> list[Sequence[str]]:
+        """The same keys, in parts that one request may name."""
+
     def call(self, key: str, *command: Any) -> Any:
         """One request that concerns the slot of `key`, and its reply."""
 
@@ -103,6 +106,10 @@ class Single:
     def serving(self, key: str) -> Node:  # noqa: ARG002 - a Cluster needs it
         """The server."""
         return self._node
+
+    def together(self, keys: Sequence[str]) -> list[Sequence[str]]:
+        """All of them."""
+        return [keys]
 
     def call(self, key: str, *command: Any) -> Any:
         """One request and its reply."""
@@ -208,6 +215,13 @@ class Cluster:
         if node is None:
             raise ClusterDownError(f"no node serves slot {slot_of(key)}")
         return node
+
+    def together(self, keys: Sequence[str]) -> list[Sequence[str]]:
+        """Those of one slot."""
+        parts: dict[int, list[str]] = {}
+        for key in keys:
+            parts.setdefault(slot_of(key), []).append(key)
+        return list(parts.values())
 
     def call(self, key: str, *command: Any) -> Any:
         """One request and its reply, wherever the slot is on its way."""

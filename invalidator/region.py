@@ -7,21 +7,26 @@ FatalError; `redis_errors.py` has the table. Which server a request goes to is t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import msgspec
 import redis
 
 from cdc.errors import FatalError
-from invalidator import reader_commands
-from invalidator.guard import Batch, Close, Closing, ControlStep, Fill, KeyChange, Outcome, Pass
+from invalidator import plain, reader_commands
+from invalidator.guard import Batch, Beat, Close, Closing, ControlStep, Fill, KeyChange, Outcome, Pass
 from invalidator.layout import FORMAT, Layout, Row, offset_text
 from invalidator.node import Node
 from invalidator.nodes import Nodes
+from invalidator.plain import Debt
 from invalidator.reader_commands import Filled, Looked, Request
 from invalidator.region_faults import judging
+
+SCAN_COUNT = 1_000
+"""Keys that one step of a scan looks at: well below a millisecond of Redis."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -217,6 +222,74 @@ class Region:
         """Remove entries; always safe."""
         names = [self.layout.entry_key(shard, key) for key in keys]
         return int(self._call(self.layout.header_key(shard), "UNLINK", *names))
+
+    # -- plain views: keys of the application's own, which lie anywhere
+
+    def unlink_plain(self, keys: Sequence[str]) -> int:
+        """Remove keys as they are named, each where it lies; no batch may be under way. After a fault `abandon`."""
+        parts = self._nodes.together(keys)
+        if len(parts) == 1:
+            return int(self._call(parts[0][0], "UNLINK", *parts[0]))
+        removed, elsewhere = 0, list[str]()
+        with self._judging():
+            sent = [(self._nodes.serving(part[0]), part) for part in parts]
+            for node, part in sent:
+                self._talking.add(node)
+                node.send("UNLINK", *part)
+            for node, part in sent:
+                try:
+                    removed += int(node.answer())
+                except (
+                    redis.exceptions.AskError,
+                    redis.exceptions.TryAgainError,
+                ):  # a slot that moves; MOVED is an ASK
+                    elsewhere += part
+                if node.is_answered:
+                    self._talking.discard(node)
+        return removed + sum(int(self._call(key, "UNLINK", key)) for key in elsewhere)
+
+    def beside(self, keys: Sequence[str]) -> list[int]:
+        """For each key a shard on its server, which loses what the key loses; the first where there is none."""
+        with self._judging():
+            shards = range(self.layout.shards - 1, -1, -1)
+            on = {self._nodes.serving(self.layout.header_key(shard)): shard for shard in shards}
+            return [on.get(self._nodes.serving(key), 0) for key in keys]
+
+    def owe(self, shard: int, debts: Sequence[Debt], beat: Beat | None, owed_max: int) -> None:
+        """Remember debts; beyond so many, those of whole views."""
+        args: list[str | bytes | int] = [FORMAT, beat.text if beat else "", owed_max]
+        for debt in debts:
+            args += [debt.key, plain.view_debt(debt.view), debt.position + "".join(debt.stamps)]
+        self._function("sp1_owe", [self.layout.owed_key(shard)], args)
+
+    def pay(self, shard: int, debts: Mapping[str, str], notes: Mapping[str, str]) -> None:
+        """Forget debts, name to fence, unless they have grown; remember what views were swept for."""
+        args: list[str | bytes | int] = [FORMAT, len(debts), *chain(*debts.items()), *chain(*notes.items())]
+        self._function("sp1_pay", [self.layout.owed_key(shard)], args)
+
+    def owed(self, shard: int) -> Iterator[tuple[str, str]]:
+        """All that is owed and noted; what changes meanwhile may come twice."""
+        name, cursor = self.layout.owed_key(shard), 0
+        while True:
+            cursor, found = self._call(name, "HSCAN", name, cursor, "COUNT", SCAN_COUNT)
+            yield from ((field.decode(), text.decode()) for field, text in found.items())
+            if not int(cursor):
+                return
+
+    def fields(self, key: str, names: Sequence[str]) -> list[str]:
+        """Fields of one of a shard's hashes; empty where there is none."""
+        return [(text or b"").decode() for text in self._call(key, "HMGET", key, *names)]
+
+    def servers(self) -> list[tuple[Any, Node]]:
+        """Every server that takes writes, with its place: another place is another server."""
+        with self._judging():
+            return [(node.place, node) for node in self._nodes.primaries()]
+
+    def scan(self, node: Node, cursor: int, pattern: str) -> tuple[int, list[str]]:
+        """Some of a server's keys that fit a pattern, and the cursor to go on from; 0: that was all."""
+        with self._judging():
+            cursor, found = node.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+        return int(cursor), [name.decode("utf-8", "replace") for name in found]
 
     def _keys(self, shard: int, names: Sequence[str] = ()) -> list[str]:
         layout, start = self.layout, self.layout.entry_key(shard, "")

@@ -23,10 +23,15 @@ Seconds: TypeAlias = float | timedelta
 
 
 def known_view(views: Views, name: str) -> View:
-    """The view of this name. Raises ConfigError."""
+    """The view of this name, which must be a guarded one. Raises ConfigError."""
     view = views.views.get(name)
     if view is None:
         raise ConfigError(f"there is no view {name!r}; known are {', '.join(sorted(views.views))}")
+    if view.is_plain:
+        raise ConfigError(
+            f"view {name} has layout: plain, so its values are the application's own: read and store them with a Redis"
+            f" client under {view.key.text}, or take `layout: plain` out of the views file"
+        )
     return view
 
 

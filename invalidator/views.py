@@ -5,6 +5,7 @@
       contact:
         key: "contact:{id}"
         mode: invalidate              # or refresh
+        layout: guarded               # or plain: the key is the application's own, and so is the value
         ttl_seconds: 86400            # optional
         load: SELECT id, to_jsonb(c) AS value FROM contacts AS c   # optional; every object, for replay
         tables:
@@ -28,7 +29,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cdc.errors import BadRecord
@@ -59,12 +60,25 @@ _SELECT = re.compile(r"(?i)(SELECT|WITH|TABLE|VALUES)\b")
 _HASHED = re.compile(r"~[0-9a-f]{64}")
 _SEGMENT = re.compile(f"([{re.escape(SEPARATORS)}])")
 
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
 
 class Mode(StrEnum):
     """What a change does to an entry: remove it, or write the new row in its place."""
 
     INVALIDATE = "invalidate"
     REFRESH = "refresh"
+
+
+class ValueLayout(StrEnum):
+    """How a view's values lie in Redis.
+
+    GUARDED: as entries, under keys of ours. PLAIN: as whatever the application stores, under exactly the view's key,
+    for existing keys and readers in any language. Its promises are weaker: docs/plain.md.
+    """
+
+    GUARDED = "guarded"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,12 @@ class View:
     rules: tuple[Rule, ...]
     digest: str
     load: str | None = None
+    layout: ValueLayout = ValueLayout.GUARDED
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the application alone writes and reads its values."""
+        return self.layout is ValueLayout.PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,16 +276,20 @@ def _view(document: Document, name: str, raw: object) -> View:
     path: YamlPath = ("views", name)
     if not _VIEW_NAME.fullmatch(name):
         raise document.error(path, "is not a view name: use 1 to 32 of a-z, 0-9 and _, beginning with a letter")
-    known = ("key", "mode", "ttl_seconds", "load", "tables")
+    known = ("key", "mode", "layout", "ttl_seconds", "load", "tables")
     fields = _mapping(document, path, raw, known=known, required=("key", "tables"))
     template = _template(document, (*path, "key"), fields["key"])
-    mode = _mode(document, (*path, "mode"), fields.get("mode", Mode.INVALIDATE.value))
+    mode = _choice(document, (*path, "mode"), fields.get("mode", Mode.INVALIDATE.value), Mode)
     ttl_ms = _ttl_ms(document, (*path, "ttl_seconds"), fields["ttl_seconds"]) if "ttl_seconds" in fields else None
     rules = _rules(document, (*path, "tables"), fields["tables"], template)
     if mode is Mode.REFRESH:
         _check_refresh(document, path, template, rules)
     load = _load(document, (*path, "load"), fields["load"], mode) if "load" in fields else None
-    return View(name, template, mode, ttl_ms, rules, _view_digest(name, template, mode, rules), load)
+    layout = _choice(document, (*path, "layout"), fields.get("layout", ValueLayout.GUARDED.value), ValueLayout)
+    if layout is ValueLayout.PLAIN:
+        _check_plain(document, path, fields, template, mode)
+    digest = _view_digest(name, template, mode, rules, layout)
+    return View(name, template, mode, ttl_ms, rules, digest, load, layout)
 
 
 def _template(document: Document, path: YamlPath, raw: object) -> KeyTemplate:
@@ -302,12 +326,12 @@ def _check_fields(fields: tuple[str, ...]) -> None:
             raise ValueError(f"{{{name}}} stands twice: once is enough to tell keys apart")
 
 
-def _mode(document: Document, path: YamlPath, raw: object) -> Mode:
-    for mode in Mode:
-        if raw == mode.value:
-            return mode
-    remedy = nearest(raw, [mode.value for mode in Mode]) if isinstance(raw, str) else "use invalidate or refresh"
-    raise document.error(path, f"unknown mode {_shown(raw)}; {remedy}")
+def _choice(document: Document, path: YamlPath, raw: object, kind: type[_Choice]) -> _Choice:
+    values = [choice.value for choice in kind]
+    if isinstance(raw, str) and raw in values:
+        return kind(raw)
+    remedy = nearest(raw, values) if isinstance(raw, str) else f"use {' or '.join(values)}"
+    raise document.error(path, f"unknown {path[-1]} {_shown(raw)}; {remedy}")
 
 
 def _ttl_ms(document: Document, path: YamlPath, raw: object) -> int:
@@ -386,6 +410,23 @@ def _check_refresh(document: Document, path: YamlPath, template: KeyTemplate, ru
         raise document.error((*path, "tables", rule.table, "columns"), complaint)
 
 
+def _check_plain(
+    document: Document, path: YamlPath, fields: Mapping[str, object], template: KeyTemplate, mode: Mode
+) -> None:
+    """The application stores these values: we only remove them, and must find them all by their template."""
+    if mode is not Mode.INVALIDATE:
+        raise document.error((*path, "mode"), "a plain view is the application's to fill: use mode: invalidate")
+    for field, remedy in (
+        ("ttl_seconds", "leave it out, and store the values with an expiry (SET … EX)"),
+        ("load", "leave it out: nothing of ours fills a plain view"),
+    ):
+        if field in fields:
+            raise document.error((*path, field), f"has no use with layout: plain: {remedy}")
+    if not template.literals[0]:
+        complaint = f"{template.text} begins with a field, so that any other application's key may look like it"
+        raise document.error((*path, "key"), f'{complaint}: begin a plain key with a word of its own, "contact:{{id}}"')
+
+
 def _refuse_shared_keys(document: Document, views: Iterable[View]) -> None:
     for first, second in combinations(views, 2):
         if can_share_a_key(first.key, second.key):
@@ -438,9 +479,10 @@ def _mapping(
     return raw
 
 
-def _view_digest(name: str, template: KeyTemplate, mode: Mode, rules: tuple[Rule, ...]) -> str:
+def _view_digest(name: str, template: KeyTemplate, mode: Mode, rules: tuple[Rule, ...], layout: ValueLayout) -> str:
     tables = [(rule.table, rule.parts, None if rule.columns is None else sorted(rule.columns)) for rule in rules]
-    return _digest([KEY_ENCODING, name, template.text, mode.value, sorted(tables, key=lambda table: table[0])])
+    what: list[object] = [KEY_ENCODING, name, template.text, mode.value, sorted(tables, key=lambda table: table[0])]
+    return _digest(what if layout is ValueLayout.GUARDED else [*what, layout.value])
 
 
 def _digest(canonical: object) -> str:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
+from cdc.errors import TransientError
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
 from invalidator.nodes import slot_of
 from tests.contacts import Load
 from tests.fix_faults import Stopwatch
+from tests.fix_plain import PlainWorld
 from tests.fix_stack import MakeSite, Site
-from tests.fix_topologies import on_cluster, on_watched
+from tests.fix_topologies import cluster_region, on_cluster, on_watched, slot_of_shard
 from tests.waiting import wait_until
 
 REPLACED_SECONDS = 45
@@ -155,6 +158,51 @@ def test_a_primary_dies_and_its_late_replica_takes_over(
     assert cluster.owner(slots(cluster_site)[0]) is replica
     assert "rewound" in cluster_site.alarms()
     assert set(cluster_site.alarms()) <= {"rewound", "redis"}
+
+
+@pytest.mark.parametrize("lost", ["the first removal", "the second removal"])
+@pytest.mark.parametrize("cluster", ["valkey"], indirect=True)
+def test_a_late_replica_brings_a_plain_key_back(cluster: LocalCluster, lost: str) -> None:
+    """What loses a removal loses the row, or the payment, that was written after it on the same server."""
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    elsewhere = cluster.owner(slot_of_shard(world.region, 0))
+    number = next(n for n in range(100) if cluster.owner(slot_of(world.key(n))) is not elsewhere)
+    primary = cluster.owner(slot_of(world.key(number)))
+    replica = cluster.replica_of(primary)
+    world.set(number)
+    if lost == "the second removal":
+        world.change({"id": number})
+        world.drain()
+        assert not world.has(number)
+        world.set(number, "old")
+    primary.client.wait(1, 5_000)
+    hold_back(replica.client)
+    if lost == "the first removal":
+        world.change({"id": number})
+        world.drain()
+    else:
+        world.beat()
+    assert not world.has(number)
+    primary.process.kill()
+    cluster.wait_promoted(replica)
+    assert replica.client.exists(world.key(number)), "the key is back"
+    world.heartbeat()
+
+    def is_removed() -> bool:
+        try:
+            world.drain()
+            return not world.has(number)
+        except (TransientError, RedisError):
+            return False
+
+    wait_until(is_removed, "it is removed again", seconds=REPLACED_SECONDS)
+    if lost == "the first removal":
+        assert world.alarms("rewound")
+    let_follow(replica.client)
+    primary.process.start()
+    cluster.wait_following(primary)
 
 
 @pytest.mark.parametrize("cluster", ["valkey"], indirect=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import pytest
 import redis
@@ -20,21 +22,27 @@ from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, read_views
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
+from invalidator.async_nodes import connect_async
+from invalidator.async_region import AsyncRegion
 from invalidator.guard import Batch, KeyChange, Outcome
 from invalidator.layout import Layout
 from invalidator.node import LIBRARY, Node
-from invalidator.nodes import Cluster, Connection, connect
+from invalidator.nodes import Cluster, Connection, connect, slot_of
 from invalidator.redis_errors import UNANSWERED
 from invalidator.redis_facts import describe
 from invalidator.redis_url import Topology
 from invalidator.region import Region
 from invalidator.region_faults import RegionFault
 from tests.contacts import load_contact
+from tests.fix_plain import PlainWorld
 from tests.fix_stack import ROOT, MakeSite, Site
 from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched, slot_of_shard
+from tests.fix_world import VIEWS as WORLD_VIEWS
 from tests.fix_world import World
 from tests.integration.test_main_path import load_segment, refuse
 from tests.waiting import wait_until
+
+T = TypeVar("T")
 
 NODE_TIMEOUT_MS = 15_000
 """Nobody dies here: a member that a busy machine starves must not be replaced by one that has missed something."""
@@ -249,6 +257,65 @@ def test_a_worker_that_gives_up_leaves_no_reply_behind(cluster_world: World) -> 
     assert world.region._talking == set()
 
 
+def test_plain_keys_are_removed_on_every_node(cluster: LocalCluster) -> None:
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    numbers = range(200)
+    for number in numbers:
+        world.set(number)
+    assert all(any(m.client.scan_iter(match=world.key("*"))) for m in cluster.primaries())
+    for number in numbers[:150]:
+        world.change({"id": number})
+    world.drain()
+    assert [number for number in numbers if world.has(number)] == [*numbers[150:]]
+    for number in numbers:
+        world.set(number, "old")
+    world.beat()
+    assert [number for number in numbers if world.has(number)] == [*numbers[150:]]
+    world.change(None, op="t")
+    world.drain()
+    assert not any(world.has(number) for number in numbers)
+
+
+def test_what_is_owed_for_a_plain_key_lies_beside_it(cluster: LocalCluster) -> None:
+    """A fail-over that loses the second removal then loses its payment as well."""
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    for number in range(50):
+        world.change({"id": number})
+    world.drain()
+    region = world.region
+    for shard in range(SHARDS):
+        there = cluster.owner(slot_of_shard(region, shard))
+        assert all(cluster.owner(slot_of(name)) is there for name, _ in region.owed(shard) if not name.startswith("!"))
+    assert len(world.owed()) == 50
+
+
+def test_a_plain_key_whose_slot_moves_is_removed_where_it_is(cluster: LocalCluster) -> None:
+    world = PlainWorld(cluster_region(cluster))
+    world.open()
+    world.beat()
+    slot = slot_of(world.key(1))
+    target = next(m for m in cluster.primaries() if m is not cluster.owner(slot))
+    source = cluster.owner(slot)
+    world.set(1)
+    cluster.begin_move(slot, target)
+    cluster.move_keys(slot, target)
+    for number in (1, 2, 3):
+        world.change({"id": number})
+    world.drain()
+    cluster.finish_move(slot, target)
+    assert not world.has(1)
+    world.set(1)
+    for number in (1, 2, 3):
+        world.change({"id": number})
+    world.drain()
+    assert not world.has(1)
+    cluster.move_slot(slot, source)
+
+
 def test_a_reader_whose_primary_is_gone_looks_who_serves_now(cluster: LocalCluster) -> None:
     """Nobody prepares a reader's region anew, as a worker does: it must find the promoted one by itself."""
     region = cluster_region(cluster)
@@ -353,3 +420,79 @@ def test_an_address_with_a_login_reaches_a_primary_behind_sentinels(watched: Wat
     url = watched.url.replace("redis://", "redis://app:hunter2@")
     nodes = connect(Connection(url=url, topology=Topology.SENTINEL, sentinel_master="staleproof"))
     assert nodes.call("", "ACL", "WHOAMI") == b"app"
+
+
+# --- readers in asyncio, which ask the same code who serves -----------------------------------------------------------
+
+
+def look_at_all(world: World, region: AsyncRegion) -> dict[str, bool]:
+    """Which of the keys are there, for a reader in asyncio."""
+
+    async def look() -> dict[str, bool]:
+        found = {}
+        for key in KEYS:
+            view = WORLD_VIEWS.views["contact"]
+            looked = await region.look(region.layout.place(key)[0], [key], view.name, view.digest)
+            found[key] = looked.entries[0] is not None
+        return found
+
+    return asyncio.run(_closing(look(), region))
+
+
+async def _closing(work: Coroutine[Any, Any, T], region: AsyncRegion) -> T:
+    try:
+        return await work
+    finally:
+        await region.aclose()
+
+
+def test_a_reader_in_asyncio_follows_a_moved_slot(cluster_world: World, cluster: LocalCluster) -> None:
+    world = cluster_world
+    fill_all(world)
+    nodes = connect_async(Connection(url=cluster.url, topology=Topology.CLUSTER))
+    region = AsyncRegion("eu", nodes, world.region.layout)
+    assert all(look_at_all(world, region).values())
+    for shard in range(SHARDS):
+        slot = slot_of_shard(world.region, shard)
+        cluster.move_slot(slot, other_primary(cluster, slot))
+    with slots_not_read_again(cast("Any", SimpleNamespace(_nodes=nodes._nodes))):
+        assert all(look_at_all(world, region).values())
+
+
+def test_a_reader_in_asyncio_is_told_to_ask_for_a_slot_on_its_way(cluster_world: World, cluster: LocalCluster) -> None:
+    """A lease is one key: it is given where the slot goes."""
+    world = cluster_world
+    slot = slot_of_shard(world.region, 0)
+    source, target = cluster.owner(slot), other_primary(cluster, slot)
+    cluster.begin_move(slot, target)
+    region = AsyncRegion(
+        "eu", connect_async(Connection(url=cluster.url, topology=Topology.CLUSTER)), world.region.layout
+    )
+    leased = asyncio.run(_closing(region.lease(0, ["contact:1"], "a" * 16, 60_000, 1), region))
+    assert leased == ["GRANTED"]
+    cluster.move_keys(slot, target)
+    cluster.finish_move(slot, target)
+    assert world.region.lease(0, ["contact:1"], "b" * 16, 60_000, 1) == ["HELD"]
+    cluster.move_slot(slot, source)
+
+
+def port_of(info: bytes) -> bytes:
+    return info.partition(b"tcp_port:")[2].split()[0]
+
+
+def test_a_reader_in_asyncio_leaves_a_primary_that_sentinel_replaced(watched: WatchedServers) -> None:
+    settings = on_watched(watched)
+    options = Connection(url=watched.url, topology=Topology.SENTINEL, sentinel_master=settings["sentinel_master"])
+    nodes = connect_async(options)
+
+    async def run() -> None:
+        before = port_of(await nodes.call("", "INFO", "server"))
+        old = await asyncio.to_thread(watched.fail_over)
+        assert watched.client(old).ping()
+        deadline = time.monotonic() + 5
+        while port_of(await nodes.call("", "INFO", "server")) == before:
+            assert time.monotonic() < deadline, "the old primary is still asked"
+            await asyncio.sleep(0.05)
+        await nodes.aclose()
+
+    asyncio.run(run())

@@ -5,23 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """Replace `old`, which stands exactly once in `path`, by `new`; `killer` must fail.
-
-    `clause`: the promise and the section of DESIGN that it breaks. `quick`: part of `make test`.
-    """
-
-    name: str
-    clause: str
-    path: str
-    old: str
-    new: str
-    killer: str
-    quick: bool = False
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.table_reader import READER_MUTANTS
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
 REGION = "tests/integration/test_worker_and_region.py::"
@@ -36,6 +21,10 @@ STANDBY = "tests/integration/test_standby.py::"
 FILLS = "tests/property/test_guard_twin_scripts.py::test_lua_and_python_fill_alike"
 REBUILD = "tests/integration/test_replay_database.py::"
 TOPOLOGIES = "tests/integration/test_topologies.py::"
+SESSIONS = "tests/unit/invalidator/test_loads_on_sessions.py::"
+ADAPTERS = "tests/integration/test_adapters.py::"
+PLAIN_KEYS = "tests/integration/test_plain_keys.py::"
+PLAIN_LAYOUT = "tests/integration/test_plain_layout.py::"
 
 LUA = "invalidator/lua/"
 WORKER = "consumers/invalidate.py"
@@ -665,9 +654,58 @@ MUTANTS = [
         "a standby's snapshot is taken for a primary's",
         "P1 §2",
         "invalidator/loading.py",
-        "            if standby:\n",
-        "            if False:\n",
+        "        if standby:\n",
+        "        if False:\n",
         STANDBY + "test_a_fill_from_a_lagging_standby_is_refused_and_from_one_that_caught_up_admitted",
+    ),
+    # -- loads on a session that the application owns
+    Mutant(
+        "an old snapshot counts as of now",
+        "P2 §4.5",
+        "invalidator/loading.py",
+        "begun.time_ms if begun.renews else begun.began_ms",
+        "begun.time_ms",
+        SESSIONS + "test_a_load_in_repeatable_read_is_as_old_as_its_transaction",
+    ),
+    Mutant(
+        "an old snapshot of a standby shows what is replayed now",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        "parse_lsn(begun.replayed) if begun.renews else 0",
+        "parse_lsn(begun.replayed)",
+        SESSIONS + "test_a_standby_shows_what_was_replayed_only_where_a_later_snapshot_is_taken",
+    ),
+    Mutant(
+        "what an ORM session remembers proves something",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        " or begun.remembers or changed:",
+        ":",
+        SESSIONS + "test_what_an_orm_session_remembers_proves_nothing",
+    ),
+    Mutant(
+        "a load that left its transaction proves something",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        "        if left or history is None",
+        "        if history is None",
+        SESSIONS + "test_a_load_that_ends_elsewhere_than_it_began_proves_nothing",
+    ),
+    Mutant(
+        "what a transaction wrote is cached before its commit",
+        "P1 §4.5",
+        "invalidator/reading.py",
+        "None if loaded.own else loaded.proof",
+        "loaded.proof",
+        ADAPTERS + "test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached",
+    ),
+    Mutant(
+        "what a transaction wrote is kept in the process before its commit",
+        "P1 §4.6",
+        "invalidator/reading.py",
+        "if known is not None and not loaded.own:",
+        "if known is not None:",
+        ADAPTERS + "test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached",
     ),
     # -- what an adversarial review found
     Mutant(
@@ -792,6 +830,64 @@ MUTANTS = [
         "            return loaded.counts\n",
         REBUILD + "test_a_sweep_removes_what_the_database_does_not_have",
     ),
+    # -- plain views
+    Mutant(
+        "what is owed for a plain key is not written down",
+        "P1 §4.10",
+        "consumers/plain.py",
+        "            self._region.owe(shard, debts, beat, OWED_MAX)\n",
+        "            pass\n",
+        PLAIN_KEYS + "test_another_worker_pays_what_one_that_was_killed_owes",
+    ),
+    Mutant(
+        "a plain key is removed for the last time before its change is visible",
+        "P1 §4.10",
+        "invalidator/plain.py",
+        "    return admits(fence, beat.seen)\n",
+        "    return True\n",
+        PLAIN_LAYOUT + "test_a_filler_that_read_before_the_change_was_visible_is_healed",
+    ),
+    Mutant(
+        "a plain key that could not be removed is passed over",
+        "P1 P5 §4.10",
+        "consumers/plain.py",
+        '        self._unlink(keys, "changed")\n',
+        '        try:\n            self._unlink(keys, "changed")\n        except Exception:\n            pass\n',
+        PLAIN_KEYS + "test_rows_do_not_move_past_a_key_that_could_not_be_removed",
+    ),
+    Mutant(
+        "a debt that grew while it was paid is taken for paid",
+        "P1 §4.10",
+        LUA + "66_plain.lua",
+        "if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end",
+        "redis.call('HDEL', KEYS[1], ARGV[i])",
+        PLAIN_KEYS + "test_a_debt_that_grew_while_it_was_paid_stays",
+    ),
+    Mutant(
+        "what is owed lies on another server than its key",
+        "P1 §4.10",
+        "invalidator/region.py",
+        "            return [on.get(self._nodes.serving(key), 0) for key in keys]\n",
+        "            return [on and 0 for key in keys]\n",
+        TOPOLOGIES + "test_what_is_owed_for_a_plain_key_lies_beside_it",
+    ),
+    Mutant(
+        "a view is swept when it is raised, and not when that is visible",
+        "P1 §4.10",
+        "invalidator/plain.py",
+        "    return noted in (wanted, PROVEN + wanted[1:])\n",
+        "    return noted[1:] == wanted[1:]\n",
+        PLAIN_KEYS + "test_a_truncate_sweeps_the_view_at_once_and_when_it_is_visible",
+    ),
+    Mutant(
+        "a sweep removes whatever looks like a key of the view",
+        "§4.10 others' keys",
+        "consumers/plain.py",
+        "        return [name for name in names if can_render(self.view.key, name)]\n",
+        "        return names\n",
+        PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
+    ),
+    *READER_MUTANTS,
 ]
 
 EQUIVALENT = {

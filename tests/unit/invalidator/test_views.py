@@ -131,7 +131,7 @@ def test_the_digest_of_all_views_sees_each_of_them():
         ("mode: invalidate", "mode: invalidat", "views.yaml:5: views.contact.mode: unknown mode 'invalidat'; did you mean \"invalidate\"?"),
         ("mode: invalidate", "mode: [x]", "views.yaml:5: views.contact.mode: unknown mode a list; use invalidate or refresh"),
         ("ttl_seconds: 86400", "ttl: 86400", 'views.yaml:6: views.contact.ttl: unknown field; did you mean "ttl_seconds"?'),
-        ("ttl_seconds: 86400", "when: 86400", "views.yaml:6: views.contact.when: unknown field; known here: key, load, mode, tables, ttl_seconds"),
+        ("ttl_seconds: 86400", "when: 86400", "views.yaml:6: views.contact.when: unknown field; known here: key, layout, load, mode, tables, ttl_seconds"),
         ("86400", "0", "views.yaml:6: views.contact.ttl_seconds: should be a whole number from 1 to 315360000, not 0"),
         ("ttl_seconds: 86400", "load: 86400", "views.yaml:6: views.contact.load: should be a SELECT with a column for each part of the key and `value`"),
         ("ttl_seconds: 86400", "load: DELETE FROM contacts", "views.yaml:6: views.contact.load: should be a SELECT"),
