@@ -134,3 +134,4 @@ def test_acl_prints_lines_that_can_be_loaded_and_says_the_rest_elsewhere(config,
     assert "hunter" not in done.output
     assert "ACL LOAD" in done.stderr
     assert invoke("acl", "--config", config, "--region", "eus").exit_code == 2
+    assert "no views file" in invoke("acl", "--config", config).stderr  # of plain views the workers' line depends

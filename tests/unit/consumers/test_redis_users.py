@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,17 @@ from invalidator.node import library
 
 def region(**settings: object) -> RegionSettings:
     return RegionSettings.model_validate({"url": "redis://r", **settings})
+
+
+@pytest.fixture(autouse=True)
+def views(tmp_path, monkeypatch) -> Path:
+    """The views file of the settings, which is looked for here."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "views.yaml"
+    file.write_text(
+        'version: 1\nviews: {contact: {key: "contact:{id}", mode: invalidate, tables: {public.contacts: {}}}}'
+    )
+    return file
 
 
 def settings(**regions: dict[str, object]) -> Settings:
@@ -60,6 +72,20 @@ def test_every_command_of_the_library_is_a_workers() -> None:
     called = {name.lower() for name in re.findall(r"redis\.call\('([A-Z]+)'", library())}
     assert called - {"time"} <= {*WORKER_COMMANDS}
     assert "+time" in rules(region(), Role.WORKER)
+
+
+def test_workers_may_remove_the_keys_of_plain_views(views: Path) -> None:
+    request = Request(region="eu", roles=(Role.WORKER,))
+    assert "(" not in run(settings(eu={"url": "redis://e"}), request)[0][0]
+    views.write_text(
+        """
+version: 1
+views:
+  b: {key: "shop:b:{id}:v{n}", layout: plain, tables: {public.b: {}}}
+  a: {key: "a:{id}", layout: plain, tables: {public.a: {}}}
+"""
+    )
+    assert run(settings(eu={"url": "redis://e"}), request)[0][0].endswith(" (+unlink ~a:* ~shop:b:*:v*)")
 
 
 def test_regions_that_need_different_users_are_asked_for_by_name() -> None:
