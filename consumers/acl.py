@@ -11,7 +11,8 @@ from pathlib import Path
 import msgspec
 
 from cdc.errors import ConfigError
-from consumers.redis_users import Form, Role, lines
+from consumers.redis_users import Form, Role, lines, plain_patterns
+from consumers.regions import read_views
 from consumers.settings import Settings
 
 
@@ -31,7 +32,10 @@ def run(settings: Settings, request: Request) -> tuple[list[str], list[str]]:
     if unused:
         raise ConfigError(f"--password-file names {min(unused)}, which --role leaves out: drop one of them")
     names = [request.region] if request.region is not None else list(settings.regions)
-    found = [list(lines(settings.regions[name], request.roles, passwords, request.form)) for name in names]
+    plain = plain_patterns(read_views(settings.views)) if Role.WORKER in request.roles else ()
+    found = [
+        list(lines(settings.regions[name], request.roles, passwords, plain=plain, form=request.form)) for name in names
+    ]
     if any(users != found[0] for users in found):
         raise ConfigError(f"the regions' users differ: choose one with --region: {', '.join(names)}")
     return found[0], notes(request, passwords)

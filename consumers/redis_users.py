@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
 from consumers.settings import RegionSettings
+from invalidator.plain import pattern
 from invalidator.reader_commands import FILL, LEASE, READ
 from invalidator.redis_url import DEFAULT_USER, Topology, database, user
+from invalidator.views import Views
 
 
 class Role(StrEnum):
@@ -42,12 +44,26 @@ WORKER_COMMANDS = (
 
 
 def lines(
-    region: RegionSettings, roles: Sequence[Role], passwords: Mapping[Role, str], form: Form = Form.FILE
+    region: RegionSettings,
+    roles: Sequence[Role],
+    passwords: Mapping[Role, str],
+    *,
+    plain: Sequence[str] = (),
+    form: Form = Form.FILE,
 ) -> Iterator[str]:
-    """One line per role. Without its password a line holds a placeholder, which every server refuses."""
+    """One line per role. Without its password a line holds a placeholder, which every server refuses.
+
+    `plain`: patterns of the keys of plain views.
+    """
     start = "user" if form is Form.FILE else "ACL SETUSER"
     for role in roles:
-        yield f"{start} {name_of(region, role)} reset on {_hash(role, passwords)} {' '.join(rules(region, role))}"
+        granted = " ".join(rules(region, role, plain))
+        yield f"{start} {name_of(region, role)} reset on {_hash(role, passwords)} {granted}"
+
+
+def plain_patterns(views: Views) -> tuple[str, ...]:
+    """Patterns of the keys that lie outside of the region's prefix."""
+    return tuple(sorted(pattern(view.key) for view in views.views.values() if view.is_plain))
 
 
 def name_of(region: RegionSettings, role: Role) -> str:
@@ -60,13 +76,13 @@ def name_of(region: RegionSettings, role: Role) -> str:
     return named if named and named != DEFAULT_USER else f"staleproof-{role}"
 
 
-def rules(region: RegionSettings, role: Role) -> list[str]:
+def rules(region: RegionSettings, role: Role, plain: Sequence[str] = ()) -> list[str]:
     """What the role may do: rules of Redis 7.0 and Valkey 7.2, for a user that was reset."""
     common = ["resetchannels", "-@all", "+ping", *_connection(region)]
     if role is Role.READER:
         return [*common, *_reader(region)]
     if role is Role.WORKER:
-        return [*common, *_worker(region)]
+        return [*common, *_worker(region, plain)]
     return [*common, *_operator(region)]
 
 
@@ -79,10 +95,12 @@ def _reader(region: RegionSettings) -> Iterator[str]:
     yield f"(+hget +hlen +hgetall +hset +hdel {' '.join(_exact(region, 'l'))})"
 
 
-def _worker(region: RegionSettings) -> Iterator[str]:
+def _worker(region: RegionSettings, plain: Sequence[str]) -> Iterator[str]:
     yield from ("+info", "+scan", "+time", "+acl|dryrun", "+function|list", "+function|load", "+fcall", "+fcall_ro")
     yield from (f"+{command}" for command in WORKER_COMMANDS)
     yield from _keys(region.prefix, "*")
+    if plain:  # one selector: UNLINK names keys of several views
+        yield f"(+unlink {' '.join(f'~{keys}' for keys in plain)})"
 
 
 def _operator(region: RegionSettings) -> Iterator[str]:

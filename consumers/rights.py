@@ -21,9 +21,12 @@ KEY = "staleproof-check"
 SHOWN_MAX = 6
 
 
-def trials(region: RegionSettings) -> dict[str, tuple[Command, ...]]:
-    """User to the commands that are tried as it: our own, and the readers' where the settings name one."""
-    tried = {login_of(region): (*worker_needs(region), *operator_needs(region))}
+def trials(region: RegionSettings, plain: Sequence[str] = ()) -> dict[str, tuple[Command, ...]]:
+    """User to the commands that are tried as it: our own, and the readers' where the settings name one.
+
+    `plain`: patterns of the keys of plain views.
+    """
+    tried = {login_of(region): (*worker_needs(region, plain), *operator_needs(region))}
     if region.reader_username is not None:
         more = (*reader_needs(region), *forbidden_to_readers(region))
         tried[region.reader_username] = (*tried.get(region.reader_username, ()), *more)
@@ -35,7 +38,9 @@ def login_of(region: RegionSettings) -> str:
     return region.username or user(region.url.get_secret_value()) or DEFAULT_USER
 
 
-def judge_rights(region: str, servers: Sequence[RedisFacts], settings: RegionSettings) -> Iterator[Finding]:
+def judge_rights(
+    region: str, servers: Sequence[RedisFacts], settings: RegionSettings, plain: Sequence[str] = ()
+) -> Iterator[Finding]:
     """Whether our own user can work, and whether the readers' can read and fill and do nothing else."""
     for redis in servers:
         subject = f"region {region}" + (f", {redis.server}" if redis.server else "")
@@ -44,7 +49,7 @@ def judge_rights(region: str, servers: Sequence[RedisFacts], settings: RegionSet
                 text = "our user may not ask ACL DRYRUN: what the readers' user may do is not known"
                 yield Finding(level=Level.WARN, subject=subject, text=text, fix="ACL SETUSER <user> +acl|dryrun")
             continue
-        yield from _judge_own(subject, region, redis.rights[login_of(settings)], settings)
+        yield from _judge_own(subject, region, redis.rights[login_of(settings)], settings, plain)
         if settings.reader_username is not None:
             yield from _judge_reader(subject, region, redis.rights[settings.reader_username], settings)
             if redis.is_open:
@@ -53,11 +58,13 @@ def judge_rights(region: str, servers: Sequence[RedisFacts], settings: RegionSet
                 yield Finding(level=Level.WARN, subject=subject, text=text, fix=fix)
 
 
-def _judge_own(subject: str, region: str, rights: Rights, settings: RegionSettings) -> Iterator[Finding]:
+def _judge_own(
+    subject: str, region: str, rights: Rights, settings: RegionSettings, plain: Sequence[str]
+) -> Iterator[Finding]:
     """An operator's user may do none of what only workers do, and is no fault."""
     if rights.allowed.isdisjoint(_written_by_workers(settings)):
         return
-    missing = _not_in(rights.allowed, worker_needs(settings))
+    missing = _not_in(rights.allowed, worker_needs(settings, plain))
     if missing:
         text = f"our user {rights.user} cannot do all that a worker does: denied are {missing}"
         yield Finding(level=Level.FAIL, subject=subject, text=text, fix=_remedy(region, Role.WORKER, settings))
@@ -150,7 +157,7 @@ def forbidden_to_readers(region: RegionSettings) -> tuple[Command, ...]:
     return tuple(found)
 
 
-def worker_needs(region: RegionSettings) -> tuple[Command, ...]:
+def worker_needs(region: RegionSettings, plain: Sequence[str] = ()) -> tuple[Command, ...]:
     """What `invalidate` and `replay` send, and what their functions do."""
     found: list[Command] = [
         ("FUNCTION", "LOAD", "REPLACE", "code"),
@@ -159,6 +166,7 @@ def worker_needs(region: RegionSettings) -> tuple[Command, ...]:
         ("SCAN", "0"),
         *_connection(region),
         *_written_by_workers(region),
+        *(("UNLINK", keys.replace("*", KEY)) for keys in plain),
     ]
     for header, fences, _, entry in _keys_of_shards(region):
         found += [
@@ -183,7 +191,7 @@ def operator_needs(region: RegionSettings) -> tuple[Command, ...]:
     return tuple(found)
 
 
-_WORKERS_FUNCTIONS = ("sp1_apply", "sp1_hear", "sp1_pass", "sp1_close", "sp1_cold")
+_WORKERS_FUNCTIONS = ("sp1_apply", "sp1_hear", "sp1_pass", "sp1_close", "sp1_cold", "sp1_owe", "sp1_pay")
 
 
 def _written_by_workers(region: RegionSettings) -> Iterator[Command]:

@@ -78,7 +78,11 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         "reader_username": "app-reader",
     }
     settings = RegionSettings.model_validate(known)
-    users = ["user default off", f"user {ADMIN} on >{ADMIN} ~* &* +@all", *lines(settings, list(Role), PASSWORDS)]
+    users = [
+        "user default off",
+        f"user {ADMIN} on >{ADMIN} ~* &* +@all",
+        *lines(settings, list(Role), PASSWORDS, plain=["app:contact:*"]),
+    ]
     file = directory / "users.acl"
     file.write_text("\n".join(users) + "\n")
     process, port = start_redis(BINARIES[request.param], directory, "--aclfile", str(file))

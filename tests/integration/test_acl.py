@@ -26,6 +26,7 @@ from invalidator.region import Region
 from invalidator.region_faults import RegionFault
 from tests.contacts import load_contact
 from tests.fix_acl import Guarded
+from tests.fix_plain import PlainWorld
 from tests.fix_stack import SCHEMA, VIEWS
 from tests.fix_world import VIEWS as VIEWS_OF_WORLD
 from tests.fix_world import World
@@ -72,6 +73,18 @@ def test_workers_and_readers_do_their_work_and_nothing_of_it_is_refused(world: W
     assert len(set(region.keys("contact:"))) == 23
     region.unlink(guarded.layout.place("contact:4")[0], ["contact:4"])
     assert region.is_full() is False
+    assert guarded.denials() == []
+
+
+def test_workers_remove_plain_keys_and_nothing_of_it_is_refused(world: World, guarded: Guarded) -> None:
+    plain = PlainWorld(world.region)
+    guarded.admin.mset({"app:contact:1": "x", "app:contact:2": "x", "another-application": "x"})
+    plain.open()  # sweeps
+    guarded.admin.mset({"app:contact:1": "x", "app:contact:2": "x"})
+    plain.change({"id": 1})
+    plain.drain()
+    assert set(guarded.admin.keys("a*n*")) == {b"app:contact:2", b"another-application"}
+    plain.beat()
     assert guarded.denials() == []
 
 
@@ -152,7 +165,8 @@ def findings(guarded: Guarded, role: Role = Role.WORKER, **changed: Any) -> list
     settings = RegionSettings.model_validate(
         {**guarded.settings.model_dump(), **login, "url": guarded.url, "topology": "single", **changed}
     )
-    return list(judge_rights("eu", describe(guarded.connection(role), trials(settings)), settings))
+    plain = ["app:contact:*"]
+    return list(judge_rights("eu", describe(guarded.connection(role), trials(settings, plain)), settings, plain))
 
 
 @pytest.mark.parametrize("role", [Role.WORKER, Role.OPERATOR])

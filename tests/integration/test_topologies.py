@@ -15,11 +15,14 @@ from typing import Any, TypeVar, cast
 
 import pytest
 import redis
+from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cdc.errors import ConfigError, TransientError
-from consumers.regions import open_region, read_views
+from consumers.redis_users import Form, Role, lines
+from consumers.regions import open_region, read_views, redis_connection
+from consumers.settings import RegionSettings
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
 from invalidator.async_nodes import connect_async
@@ -394,6 +397,61 @@ def test_slots_are_read_by_one_thread_while_others_go_on(cluster: LocalCluster) 
     go_on.set()
     looking.join(20)
     assert not looking.is_alive()
+
+
+def test_a_cluster_serves_the_users_that_acl_prints_also_while_a_slot_moves(
+    cluster: LocalCluster, cluster_world: World
+) -> None:
+    layout = cluster_world.region.layout
+    connections = users_on([member.client for member in cluster.members], layout, topology="cluster", url=cluster.url)
+    region = Region("test", connect(connections[Role.READER]), layout)
+    cluster_world.worker = World(Region("test", connect(connections[Role.WORKER]), layout)).worker
+    cluster_world.region = region
+    assert [cluster_world.fill(key).outcome for key in KEYS] == [Outcome.APPLIED] * len(KEYS)
+    assert [cluster_world.read(key) for key in KEYS] == [b"1"] * len(KEYS)
+    slot = slot_of_shard(region, layout.place(KEYS[0])[0])
+    source, target = cluster.owner(slot), next(p for p in cluster.primaries() if p is not cluster.owner(slot))
+    cluster.begin_move(slot, target)
+    cluster.move_keys(slot, target)
+    assert cluster_world.read(KEYS[0]) == b"1"  # by ASK
+    cluster.finish_move(slot, target)
+    assert cluster_world.read(KEYS[0]) == b"1"  # by MOVED
+    cluster.move_slot(slot, source)
+    for member in cluster.primaries():
+        assert member.client.acl_log() == []
+    facts = describe(connections[Role.OPERATOR], {"staleproof-reader": [("FLUSHALL",), ("CLUSTER", "SLOTS")]})
+    assert [fact.rights["staleproof-reader"].allowed for fact in facts if fact.rights] == [{("CLUSTER", "SLOTS")}] * 3
+
+
+def test_a_server_behind_sentinels_serves_the_users_that_acl_prints(watched: WatchedServers) -> None:
+    region = RegionSettings.model_validate(on_watched(watched))
+    layout = Layout(prefix=region.prefix, shards=region.shards, stripes=256)
+    client = watched.client(watched.primary())
+    connections = users_on([client], layout, topology="sentinel", url=watched.url, sentinel_master="staleproof")
+    worker = Region("test", connect(connections[Role.WORKER]), layout)
+    worker.prepare()
+    world = World(worker)
+    world.open()
+    world.region = Region("test", connect(connections[Role.READER]), layout)
+    assert world.fill().outcome is Outcome.APPLIED
+    assert world.read() == b"1"
+    assert client.acl_log() == []
+
+
+def users_on(clients: list[redis.Redis], layout: Layout, **settings: Any) -> dict[Role, Connection]:
+    """The users of these servers, as by hand, and how each logs in."""
+    region = RegionSettings.model_validate({**settings, "prefix": layout.prefix, "shards": layout.shards})
+    passwords = {role: f"{role}-secret" for role in Role}
+    for client in clients:
+        client.acl_log_reset()
+        for line in lines(region, list(Role), passwords, form=Form.COMMAND):
+            client.execute_command(*line.split())
+    return {
+        role: redis_connection(
+            region.model_copy(update={"username": f"staleproof-{role}", "password": SecretStr(passwords[role])})
+        )
+        for role in Role
+    }
 
 
 def test_a_primary_that_sentinel_replaced_is_left_though_it_still_answers(watched: WatchedServers) -> None:
