@@ -24,7 +24,7 @@ from invalidator.node import Node
 from invalidator.nodes import Connection, Nodes, connect
 from invalidator.redis_errors import LIBRARY_MISSING, Fault, judge
 
-_SHARED = ("db", "username", "password", "socket_connect_timeout", "path")
+_SHARED = ("db", "username", "password", "socket_connect_timeout", "path", "driver_info")
 _ASKING = hiredis.pack_command(("ASKING",))
 Place: TypeAlias = tuple[Any, Any, Any]
 
@@ -67,9 +67,8 @@ class AsyncNodes:
             if not is_kept:
                 raise  # a kept one may have been closed long ago, as by a restart
         except redis.ResponseError as error:
-            if judge(str(error)) is not LIBRARY_MISSING:
+            if judge(str(error)) is not LIBRARY_MISSING or not await asyncio.to_thread(node.load_if_allowed):
                 raise
-            await asyncio.to_thread(node.load)
         return await server.exchange(await server.new_connection(), command, asking=asking)
 
     def _server(self, node: Node) -> _Server:

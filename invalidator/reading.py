@@ -48,6 +48,9 @@ PAUSE_SECONDS = (0.004, 0.012)
 
 PAUSE_SECONDS_MAX = 0.1
 
+RENEWED_MAX = 256
+"""Ageing values that are looked for in the background, at a time."""
+
 LOOK_EVERY = 4
 """Who waits for room in the region looks in every so many pauses whether the value is there."""
 
@@ -74,7 +77,8 @@ class Counts(Counter[str]):
     """What happened to the reads.
 
     hit, near, miss, old, token, closed, cold, down, bypassed (Redis was left alone), foreign (an alarm), undecodable;
-    loaded, shared, waited, overloaded, beyond_bound; filled, superseded, unproven, oversize, refused, refused:<reason>.
+    loaded, shared, waited, overloaded, beyond_bound, clock_unknown, aside_failed; filled, superseded, unproven,
+    oversize, refused, refused:<reason>.
     """
 
 
@@ -211,6 +215,7 @@ class Reading:
         self._database_clock = DatabaseClock()
         self._closed: set[str] = set()
         self._last_watermark = ("", "", parse_watermark("", ""))
+        self._renewed: set[tuple[str, str]] = set()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
         """The value of one key, past the near cache (`nearby`)."""
@@ -237,11 +242,18 @@ class Reading:
         self, view: TypedView[T], keys: Iterable[Any], need: Need = ANY, snapshot: Any = None
     ) -> Flow[dict[Any, Found]]:
         """The values of several keys, in as few requests as there are shards."""
-        names = {view.name(key): key for key in keys}
-        near = {name: self.nearby(view, key, need) for name, key in names.items()}
-        wanted = {name: key for name, key in names.items() if near[name] is None}
-        found = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
-        return {key: found[name] if name in found else near[name] for name, key in names.items()}  # type: ignore[misc]  # the one or the other
+        names = {key: view.name(key) for key in keys}
+        wanted: dict[str, Any] = {}
+        near: dict[str, Found] = {}
+        for key, name in names.items():
+            found = self.nearby(view, key, need)
+            if found is None:
+                wanted[name] = key
+            else:
+                near[name] = found
+        read = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        every = near | read
+        return {key: every[name] for key, name in names.items()}
 
     def nearby(self, view: TypedView[T], key: object, need: Need) -> Found | None:
         """What the near cache has, where that is new enough; with a flow to run beside its use where it is ageing."""
@@ -260,9 +272,17 @@ class Reading:
         self.counts["near"] += 1
         fresh_ms = need.bound_ms * self._refresh_after
         ageing = now_ms is not None and now_ms - kept.evidence.fresh_ms > fresh_ms
-        if not ageing or self._flights.is_flying((view.view.name, name)):
+        if not ageing or (view.view.name, name) in self._renewed or len(self._renewed) >= RENEWED_MAX:
             return found
-        return Found(found.value, kept, self._read(view, {name: key}, Need(bound_ms=int(fresh_ms)), None))
+        self._renewed.add((view.view.name, name))
+        return Found(found.value, kept, self._renew(view, name, key, Need(bound_ms=int(fresh_ms))))
+
+    def _renew(self, view: TypedView[T], name: str, key: object, need: Need) -> Flow[None]:
+        """Look for a newer value, for whoever asks next."""
+        try:
+            yield from self._read(view, {name: key}, need, None)
+        finally:
+            self._renewed.discard((view.view.name, name))
 
     def passed(self, token: Token, view: View) -> Flow[bool]:
         """Whether the whole region has applied what the token names; False too while that cannot be asked."""

@@ -484,6 +484,13 @@ def test_several_keys_take_one_look_one_transaction_and_one_fill(
     assert (region.looks, database.lent, [fill.key for fill in region.fills]) == (1, 1, ["contact:2", "contact:3"])
 
 
+def test_one_key_in_two_forms_is_loaded_once_and_returned_twice(reader: Driver, database: Database) -> None:
+    calls: list[Any] = []
+    view = reader.view("contact", lambda _, number: calls.append(number) or "loaded")
+    assert reader.wait(view.get_many([42, "42"])) == {42: "loaded", "42": "loaded"}
+    assert len(calls) == 1
+
+
 def test_keys_of_several_parts_come_as_they_were_asked_for(reader: Driver) -> None:
     view = reader.view("member", lambda _, segment, contact: f"{segment}/{contact}")
     assert reader.wait(view.get(("vip", 7))) == "vip/7"
@@ -584,6 +591,20 @@ def test_a_value_past_half_of_its_bound_is_served_and_looked_for_again(near: Dri
     _finish_aside(near)
     assert near.wait(view.get(7)) == "new"
     assert near.counts["near"] == 2
+
+
+def test_ageing_values_are_not_looked_for_twice_at_a_time(near: Driver, region: ScriptedRegion) -> None:
+    region.entries["contact:7"] = stored("contact:7")
+    view = bounded(near, max_staleness=60)
+    near.wait(view.get(7))
+    reading = near.reader.reading
+    reading._database_clock.observe(NOW_MS + 40_000, reading._clock())
+    first = reading.nearby(view._view, 7, view._view.need)
+    assert first.again is not None
+    assert reading.nearby(view._view, 7, view._view.need).again is None
+    near.run(first.again)
+    reading._database_clock.observe(NOW_MS + 40_000, reading._clock())
+    assert reading.nearby(view._view, 7, view._view.need).again is not None
 
 
 def _finish_aside(driver: Driver) -> None:
