@@ -74,7 +74,7 @@ class AsyncCachedView(Generic[T]):
     ) -> T | None:
         """As `CachedView.get`."""
         need = need_of(self._view, max_staleness, token, strong=strong)
-        found = self._reader.nearby(self._view, key, need)
+        found = None if need.bound_ms is None else self._reader.nearby(self._view, key, need)
         if found is None:
             found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
         if need.track:

@@ -116,7 +116,7 @@ class CachedView(Generic[T]):
         nothing can be returned that was asked for, ConfigError for a key that does not fit, and the loader's errors.
         """
         need = need_of(self._view, max_staleness, token, strong=strong)
-        found = self._reader.nearby(self._view, key, need)
+        found = None if need.bound_ms is None else self._reader.nearby(self._view, key, need)
         if found is None:
             found = self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
         if need.track:

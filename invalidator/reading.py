@@ -257,24 +257,26 @@ class Reading:
 
     def nearby(self, view: TypedView[T], key: object, need: Need) -> Found | None:
         """What the near cache has, where that is new enough; with a flow to run beside its use where it is ageing."""
-        if self.near is None or need.bound_ms is None or need.strong:
+        near, bound_ms = self.near, need.bound_ms
+        if near is None or bound_ms is None or need.strong:
             return None
-        name = view.name(key)
-        kept = self.near.find(view.view.name, name)
+        name, title = view.name(key), view.view.name
+        kept = near.find(title, name)
         if kept is None:
             return None
-        now_ms = self._now_ms()
-        if objection(need, kept.evidence, now_ms) is not None:
+        evidence, now_ms = kept.evidence, self._database_clock.at_most_ms(self._clock())
+        if now_ms is None or objection(need, evidence, now_ms) is not None:
             return None
         found = Found(kept.value, kept) if kept.view is view else _decoded(view, kept)
         if found is None:
             return None
         self.counts["near"] += 1
-        fresh_ms = need.bound_ms * self._refresh_after
-        ageing = now_ms is not None and now_ms - kept.evidence.fresh_ms > fresh_ms
-        if not ageing or (view.view.name, name) in self._renewed or len(self._renewed) >= RENEWED_MAX:
+        fresh_ms = bound_ms * self._refresh_after
+        if now_ms - evidence.fresh_ms <= fresh_ms or (title, name) in self._renewed:
             return found
-        self._renewed.add((view.view.name, name))
+        if len(self._renewed) >= RENEWED_MAX:
+            return found
+        self._renewed.add((title, name))
         return Found(found.value, kept, self._renew(view, name, key, Need(bound_ms=int(fresh_ms))))
 
     def _renew(self, view: TypedView[T], name: str, key: object, need: Need) -> Flow[None]:
