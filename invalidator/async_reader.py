@@ -290,7 +290,9 @@ class AsyncCacheReader:
             return values
 
         if act.snapshot is not None:
-            return await perform_async(self._prover.load_within(act.snapshot.begun), act.snapshot.session, run)
+            return await perform_async(
+                self._prover.load_within(act.snapshot.begun, act.snapshot.session), act.snapshot.session, run
+            )
         async with self._lent(self._primary if act.primary else self._connect) as session:
             return await perform_async(self._prover.load(session), session, run)
 

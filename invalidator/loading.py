@@ -21,7 +21,18 @@ from cdc.snapshots import Snapshot, parse_pg_snapshot, parse_pg_standby_snapshot
 from invalidator import entry as entries
 from invalidator.guard import Fill
 from invalidator.layout import Layout
-from invalidator.sessions import Ask, Run, SourceFault, Steps, Undo, check_in_transaction, is_psycopg, perform
+from invalidator.sessions import (
+    Ask,
+    Run,
+    SourceFault,
+    Steps,
+    Undo,
+    check_in_transaction,
+    has_changed_objects,
+    is_psycopg,
+    perform,
+    remembers_objects,
+)
 from invalidator.tokens import Token
 from invalidator.views import View
 
@@ -42,8 +53,11 @@ _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
 _END = "SELECT pg_current_snapshot()::text, pg_current_xact_id_if_assigned() IS NULL; COMMIT"
-# Of a transaction that is not ours: when it began (its snapshot may be as old) tells whether it is still the same.
-_WITHIN = f"""{_SEEN}, floor(extract(epoch FROM transaction_timestamp()) * 1000)::bigint,
+# Of a transaction that is not ours: whether each statement has a snapshot of its own, so that the next one sees what
+# is replayed by now; else when it began (its snapshot may be as old); and what tells whether it is still the same.
+_WITHIN = f"""{_SEEN}, current_setting('transaction_isolation') IN ('read committed', 'read uncommitted'),
+    coalesce(pg_last_wal_replay_lsn(), '0/0')::text,
+    floor(extract(epoch FROM transaction_timestamp()) * 1000)::bigint,
     concat(pg_backend_pid(), '/', transaction_timestamp()), pg_current_xact_id_if_assigned() IS NULL"""
 _WRITTEN = f"SELECT {_HISTORY}, pg_current_xact_id_if_assigned()::text"
 _COMMITTED = f"SELECT {_HISTORY}, pg_current_wal_insert_lsn()::text"
@@ -69,12 +83,16 @@ class ClockReading(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What a load gave. `begun_now`: its transaction began with it, so that it shows whatever was committed before."""
+    """What a load gave. `begun_now`: its snapshot was taken for it, so that it shows whatever was committed before.
+
+    `own`: it may show what its transaction wrote and nobody else sees yet: for who asked, and nobody else.
+    """
 
     value: Any
     proof: Proof | None
     clock: ClockReading | None
     begun_now: bool = False
+    own: bool = False
 
 
 class _Server(msgspec.Struct, frozen=True):
@@ -90,9 +108,12 @@ class _Within(msgspec.Struct, frozen=True):
     standby: bool
     snapshot: str
     time_ms: int
+    renews: bool
+    replayed: str
     began_ms: int
     transaction: str
     unwritten: bool
+    remembers: bool = False
 
 
 class Prover:
@@ -144,29 +165,40 @@ class Prover:
     def _in_theirs(self, session: Any) -> Steps[Loaded]:
         asked = self._clock()
         begun = yield from self.begin(session)
-        return (yield from self.load_within(begun, asked))
+        return (yield from self.load_within(begun, session, asked))
 
     def begin(self, session: Any) -> Steps[_Within]:
         """The first statement inside a transaction of the application's own."""
         check_in_transaction(session)
-        return _Within(*(yield Ask(_WITHIN)))
+        told: tuple[Any, ...] = yield Ask(_WITHIN)
+        fields = (*told, remembers_objects(session))
+        return _Within(*fields)
 
-    def load_within(self, begun: _Within, asked: float | None = None) -> Steps[Loaded]:
-        """One load inside that transaction. It sees the snapshot of `begin`, or a later one: at least as much."""
+    def load_within(self, begun: _Within, session: Any, asked: float | None = None) -> Steps[Loaded]:
+        """One load inside that transaction. It sees the snapshot of `begin`, or a later one: at least as much.
+
+        `asked`: when `begin` was sent, where it was sent for this load.
+        """
         known = (begun.server, begun.standby)
         if known not in self._histories:
             name, standby, history = yield Ask(_IDENTIFY)
             self._histories[name, standby] = history
         history = self._histories.get(known)
+        changed = has_changed_objects(session)
         value = yield Run()
         ended = _Within(*(yield Ask(_WITHIN)))
         left = (ended.server, ended.standby, ended.transaction) != (begun.server, begun.standby, begun.transaction)
-        if left or history is None or not (begun.unwritten and ended.unwritten):
+        if left or history is None or begun.remembers or changed:
             return Loaded(value, None, None)
         if begun.standby:
-            return Loaded(value, Proof(parse_pg_standby_snapshot(history, begun.snapshot, 0), begun.began_ms), None)
-        proof = Proof(parse_pg_snapshot(history, begun.snapshot), begun.began_ms)
-        return Loaded(value, proof, None if asked is None else ClockReading(begun.time_ms, asked))
+            replayed = parse_lsn(begun.replayed) if begun.renews else 0
+            seen = parse_pg_standby_snapshot(history, begun.snapshot, replayed)
+            return Loaded(value, Proof(seen, begun.began_ms), None)
+        proof = Proof(parse_pg_snapshot(history, begun.snapshot), begun.time_ms if begun.renews else begun.began_ms)
+        own = not (begun.unwritten and ended.unwritten)
+        if asked is None:
+            return Loaded(value, proof, None, own=own)
+        return Loaded(value, proof, ClockReading(begun.time_ms, asked), begun_now=begun.renews, own=own)
 
     def ask_clock(self) -> Steps[ClockReading | None]:
         """The primary's clock; None where a standby answers, whose own may differ."""

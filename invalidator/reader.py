@@ -348,7 +348,9 @@ class CacheReader:
             return values
 
         if act.snapshot is not None:
-            return perform(self._prover.load_within(act.snapshot.begun), act.snapshot.session, run)
+            return perform(
+                self._prover.load_within(act.snapshot.begun, act.snapshot.session), act.snapshot.session, run
+            )
         with self._lent(self._primary if act.primary else self._connect) as session:
             return perform(self._prover.load(session), session, run)
 

@@ -535,13 +535,13 @@ class Reading:
         for name, (encoding, payload) in encoded.items():
             known = evidences.get(name)
             kept = None
-            if known is not None:
+            if known is not None and not loaded.own:
                 stored = msgspec.structs.replace(known, final=False)
                 kept = self._kept(visit.view, loaded.value[name], payload, encoding, stored, generations)
             visit.found[name] = Found(loaded.value[name], kept)
             if kept is not None:
                 self._keep(visit.view, name, kept)
-        yield from self._store(visit, encoded, loaded.proof)
+        yield from self._store(visit, encoded, None if loaded.own else loaded.proof)
 
     def _prove(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[tuple[Loaded, dict[str, Evidence]]]:
         """Load; once more, from the primary, where that does not prove what is asked for."""

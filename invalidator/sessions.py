@@ -57,6 +57,16 @@ def check_in_transaction(session: Any) -> None:
         raise ConfigError("a Django connection proves what it reads only inside transaction.atomic(): open that first")
 
 
+def remembers_objects(session: Any) -> bool:
+    """Whether an ORM's session holds objects, which it may give instead of asking the database."""
+    return len(getattr(session, "identity_map", ())) > 0
+
+
+def has_changed_objects(session: Any) -> bool:
+    """Whether an ORM's session gives what it has not even written yet."""
+    return any(len(getattr(session, name, ())) > 0 for name in ("new", "dirty", "deleted"))
+
+
 def perform(steps: Steps[T], session: Any, load: Callable[[Any], Any] | None = None) -> T:
     """Run `steps` on a session."""
     try:

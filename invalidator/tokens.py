@@ -83,11 +83,14 @@ class Token(msgspec.Struct, frozen=True):
         return cls(found[1], stamps, found[3].zfill(16), found[4] or NOTHING_SEEN)
 
     def and_also(self, other: Token) -> Token:
-        """One that asks for both. Of two histories the later one counts: it holds what remained of the other."""
-        if self.empty or relation(self.history, other.history) is Relation.EARLIER:
+        """One that asks for both. Of two histories the later one counts: it holds what remained of the other.
+
+        Of two that cannot be compared it is `other`'s: a new server, which the caller has met after this one.
+        """
+        if other.empty or relation(other.history, self.history) is Relation.EARLIER:
+            return other if self.empty else self
+        if self.empty or self.history != other.history:
             return other
-        if other.empty or relation(other.history, self.history) is not Relation.SAME:
-            return self
         stamps = tuple(sorted({*self.stamps, *other.stamps}))
         seen = _union(self.seen, other.seen)
         if len(stamps) > STAMPS_MAX:

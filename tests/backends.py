@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -22,11 +23,14 @@ def start_servers(directory: Path, backend: str) -> AbstractContextManager[Serve
 
 
 def require_containers() -> None:
-    """Skip where containers can't be used; in CI, where nobody reads what was skipped, fail unless that is allowed."""
+    """Skip where containers can't be used, or fail: see `go_without`."""
     reason = backends.why_no_containers()
-    if reason is None:
-        return
-    message = f"the containers backend can't be used: {reason}"
-    if backends.must_run(backends.CONTAINERS, os.environ):
-        pytest.fail(f"{message} (ALLOW_SKIP=containers lets CI go without)", pytrace=False)
+    if reason is not None:
+        go_without(backends.CONTAINERS, f"the containers backend can't be used: {reason}")
+
+
+def go_without(what: str, message: str) -> NoReturn:
+    """Skip the test; in CI, where nobody reads what was skipped, fail it unless ALLOW_SKIP names `what`."""
+    if backends.must_run(what, os.environ):
+        pytest.fail(f"{message} (ALLOW_SKIP={what} lets CI go without)", pytrace=False)
     pytest.skip(message)

@@ -169,7 +169,7 @@ def read_region(client: redis.Redis, *, naive: bool) -> Iterator[tuple[str, Stor
     """Every entry of one region. Keys that are neither entry nor the guard's own are Unreadable."""
     names = sorted({name.decode() for name in client.scan_iter(count=1_000)})
     headers = {} if naive else {name[:-2]: _hash(client, name) for name in names if name.endswith("}:h")}
-    entries = names if naive else [name for name in names if not name.endswith(("}:h", "}:f"))]
+    entries = names if naive else [name for name in names if not name.endswith(("}:h", "}:f", "}:l", "}:o"))]
     for start in range(0, len(entries), FETCH_KEYS):
         some = entries[start : start + FETCH_KEYS]
         for name, raw in zip(some, client.mget(some), strict=True):

@@ -120,6 +120,14 @@ class Service:
         if status is not None:
             raise DemoError(ending(self.name, status, self.log))
 
+    def pause(self) -> None:
+        """Freeze it."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def ask_to_stop(self) -> None:
         """SIGTERM."""
         if self._process.poll() is None:

@@ -20,6 +20,10 @@ PROBE_FIRST = 900_000_001
 PROBE_CONTACTS = 64
 """Contacts of the probe: nobody else reads or writes them."""
 
+GATE_FIRST = 700_000_001
+GATE_CONTACTS = 4_000
+"""Contacts of the send gate: they unsubscribe one after the other, and nobody else touches them."""
+
 SLEEPERS_FIRST = 500_000_001
 """Contacts that only a rebuild concerns, and what watches it; none without --rebuild."""
 

@@ -28,14 +28,15 @@ import msgspec
 import psycopg
 import yaml
 
-from infra import stack
+from infra import cache, stack
 from infra.demo import screen
 from infra.demo.crew import Crew, DemoError, last_line, wait_for
-from infra.demo.data import Sizes, load
+from infra.demo.data import GATE_CONTACTS, GATE_FIRST, Sizes, load
 from infra.demo.rebuild import REGION, Replay, load_sleepers
 from infra.demo.regions import RegionWatch
 from infra.demo.screen import RegionState, Screen, State
 from infra.processes import StackError
+from infra.redis_faults import RedisFaults
 
 REGIONS = ("eu", "us", "ap")
 SOURCE = "demo"
@@ -60,6 +61,11 @@ TICK_SECONDS = 0.25
 RATE_TICKS = 8
 """Rates are shown over so many ticks."""
 
+NO_PROBE: Mapping[str, float] = {"samples": 0, "timeouts": 0, "unfilled": 0, "p50": 0.0, "p99": 0.0}
+CUT_OFF, ROLLED_BACK = "us", "ap"
+BREAK_SECONDS = 4.0
+LATELY_SECONDS = 0.8
+GATE_MIN_PER_SECOND = 2
 SAMPLES_MIN_PER_SECOND = 3
 HIT_RATIO_MIN = 0.5
 REBUILD_EVENTS_MIN = 50
@@ -78,6 +84,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     naive: bool
     directory: Path
     rebuild: int = 0
+    breaks: bool = False
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +101,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     rebuilt: Mapping[str, Any] | None = None
     watched: Mapping[str, float] = {}
+    gate: Mapping[str, float] = {}
 
 
 class Demo:
@@ -133,6 +141,7 @@ class Demo:
         with psycopg.connect(self._servers.postgres_dsn, autocommit=True) as connection:
             connection.execute((HERE / "schema.sql").read_text(encoding="utf-8"))
             load(connection, self._options.seed, Sizes())
+            load_sleepers(connection, GATE_CONTACTS, GATE_FIRST)
             if self._options.rebuild:
                 load_sleepers(connection, self._options.rebuild)
         self._compare_process("baseline")
@@ -169,7 +178,10 @@ class Demo:
         for name, url in self._servers.redis_urls.items():
             arguments = ("--region", name, "--rate", str(MAILS_PER_SECOND), *seed, *began, *naive)
             crew.child(f"readers-{name}", "infra.demo.readers", *arguments, DEMO_REDIS=url)
-        crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive, apart=True)
+        if not self._options.naive:
+            crew.child("gate", "infra.demo.gate", "--regions", *REGIONS, *seed)
+        if not self._options.breaks:  # it asks every region, and waits for all of them
+            crew.child("probe", "infra.demo.probe", "--regions", *REGIONS, *seed, *naive, apart=True)
         crew.child("writer", "infra.demo.workload", "--rate", str(self._options.rate), *seed, *began, apart=True)
 
     # -- under load
@@ -178,10 +190,13 @@ class Demo:
         self._pass_time(crew, "warming up", WARM_UP_SECONDS)
         crew.order("measure")
         rebuilt = self._rebuild(crew) if self._options.rebuild else None
+        if self._options.breaks:
+            self._break(crew)
         self._pass_time(crew, "under load", self._options.seconds)
         watched = crew.children["watch"].finish() if rebuilt else {}
+        gate = {} if self._options.naive else crew.children["gate"].finish()
         writer = crew.children["writer"].finish()
-        probe = crew.children["probe"].finish()
+        probe = NO_PROBE if self._options.breaks else crew.children["probe"].finish()
         self._look.say("the last change is committed; draining")
         self._drain(crew)
         self._pass_time(crew, "drained", LINGER_SECONDS)
@@ -203,7 +218,29 @@ class Demo:
             p99_ms=probe["p99"],
             rebuilt=rebuilt,
             watched=watched,
+            gate=gate,
         )
+
+    def _break(self, crew: Crew) -> None:
+        """One region is cut off from its worker; another is rolled back, far and then a little, for a while each."""
+        faults = RedisFaults(self._servers.processes[cache.process_name(ROLLED_BACK)])
+        dump = faults.take_dump()
+        crew.services[f"worker-{CUT_OFF}"].pause()
+        self._pass_time(crew, f"{CUT_OFF} is cut off from its worker", BREAK_SECONDS)
+        crew.services[f"worker-{CUT_OFF}"].resume()
+        self._pass_time(crew, "back again", BREAK_SECONDS)
+        self._roll_back(crew, faults, dump)
+        dump = faults.take_dump()
+        self._pass_time(crew, "under load", LATELY_SECONDS)
+        self._roll_back(crew, faults, dump)
+
+    def _roll_back(self, crew: Crew, faults: RedisFaults, dump: Path) -> None:
+        worker = crew.services[f"worker-{ROLLED_BACK}"]
+        worker.pause()
+        faults.roll_back(dump)
+        self._pass_time(crew, f"{ROLLED_BACK} was rolled back", BREAK_SECONDS / 2)
+        worker.resume()
+        self._pass_time(crew, "back again", BREAK_SECONDS)
 
     def _rebuild(self, crew: Crew) -> dict[str, Any]:
         """Rebuild one region while everything goes on."""
@@ -227,7 +264,7 @@ class Demo:
     def _state(
         self, crew: Crew, phase: str, before: Mapping[str, int], now: Mapping[str, int], seconds: float
     ) -> State:
-        probe = crew.children["probe"].latest
+        probe = NO_PROBE if self._options.breaks else crew.children["probe"].latest
         standings = {} if self._options.naive else self._watch.standings()
         regions = {}
         for name in REGIONS:
@@ -322,6 +359,11 @@ def result(counted: Counted, verdict: Mapping[str, Any]) -> dict[str, Any]:
         "checked_entries": verdict["checked"],
         "checked_changed_entries": verdict["changed"],
         "stale_entries": verdict["stale"],
+        **(
+            {"gate": {name.removeprefix("gate_"): int(count) for name, count in counted.gate.items()}}
+            if counted.gate
+            else {}
+        ),
         **({"rebuild": {**counted.rebuilt, **counted.watched}} if counted.rebuilt else {}),
     }
 
@@ -335,8 +377,11 @@ def shortcomings(counted: Counted, verdict: Mapping[str, Any], options: Options)
         found.append(f"that no entry is stale: {verdict['stale']} are")
     if counted.hits < HIT_RATIO_MIN * counted.reads:
         found.append(f"a cache: only {counted.hits} of {counted.reads} reads were hits")
-    if counted.samples < SAMPLES_MIN_PER_SECOND * options.seconds:
+    if not options.breaks and counted.samples < SAMPLES_MIN_PER_SECOND * options.seconds:
         found.append(f"how fast invalidations are: only {counted.samples} samples")
+    found += gate_shortcomings(counted.gate, options)
+    if options.breaks:
+        return found  # what follows is told of regions that work
     if counted.timeouts:
         found.append(f"that every change arrives: {counted.timeouts} old values stayed")
     if counted.unfilled and not options.naive:
@@ -345,6 +390,20 @@ def shortcomings(counted: Counted, verdict: Mapping[str, Any], options: Options)
         found += rebuild_shortcomings(counted.watched)
     if counted.changes < 0.8 * options.rate * options.seconds:
         found.append(f"{options.rate:.0f} changes per second: only {counted.changes} in {options.seconds:.0f} s")
+    return found
+
+
+def gate_shortcomings(gate: Mapping[str, float], options: Options) -> list[str]:
+    """What the send gate should have shown and did not."""
+    if options.naive:
+        return []
+    found = [
+        f"the send gate: {name.replace('_', ' ')}: only {gate.get(f'gate_{name}', 0):.0f}"
+        for name in ("acknowledged", "sent", "checks_after")
+        if gate.get(f"gate_{name}", 0) < GATE_MIN_PER_SECOND * options.seconds
+    ]
+    if gate.get("gate_violations"):
+        found.append(f"that no mail follows an acknowledged unsubscription: {gate['gate_violations']:.0f} did")
     return found
 
 
@@ -417,10 +476,15 @@ def parse(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--json-only", action="store_true", help="print the last line only")
     parser.add_argument("--naive", action="store_true", help="a plain cache instead: the comparison should fail")
     parser.add_argument("--rebuild", type=int, default=0, metavar="KEYS", help="rebuild so many keys meanwhile [0]")
+    parser.add_argument(
+        "--break", dest="breaks", action="store_true", help="cut one region off, and roll another one back, meanwhile"
+    )
     parser.add_argument("--directory", type=Path, default=stack.DEFAULT_DIRECTORY / "demo", help="for data and logs")
     options = parser.parse_args(arguments)
     if options.seconds <= 0 or options.rate <= 0:
         parser.error("--seconds and --rate must be more than 0")
+    if options.breaks and (options.naive or options.rebuild):
+        parser.error("--break goes with neither --naive nor --rebuild")
     if options.rebuild and (options.rebuild < REBUILD_KEYS_MIN or options.naive):
         parser.error(
             f"--rebuild needs at least {REBUILD_KEYS_MIN} keys, and no --naive: the plain cache has no rebuild"

@@ -26,13 +26,13 @@ KEYS_PER_SECOND_MIN = 2_000
 """Slower than this, on a machine that does everything else as well, it has failed."""
 
 
-def load_sleepers(connection: psycopg.Connection[Any], keys: int) -> None:
-    """Contacts that nobody writes to: what makes a cache large."""
+def load_sleepers(connection: psycopg.Connection[Any], keys: int, first: int = SLEEPERS_FIRST) -> None:
+    """Contacts that the workload does not write to: what makes a cache large."""
     connection.execute(
         "INSERT INTO contacts SELECT n, 'c' || n || '@example.com', 'Ada', 'Sleeper', 'Lima', 'es', 'subscribed',"
         " jsonb_build_object('points', mod(n, 5000), 'tier', 'C')"
         " FROM generate_series(%s::bigint, %s::bigint) AS n",
-        (SLEEPERS_FIRST, SLEEPERS_FIRST + keys - 1),
+        (first, first + keys - 1),
     )
     connection.execute("ANALYZE contacts")
 

@@ -115,6 +115,6 @@ def bare_sets(dsn: str, url: str, batch: int) -> Results:
 def empty(url: str) -> None:
     """Remove every entry, and nothing of the guard's."""
     with redis.Redis.from_url(url) as client:
-        names = [name for name in client.scan_iter(count=10_000) if not name.endswith((b"}:h", b"}:f"))]
+        names = [name for name in client.scan_iter(count=10_000) if not name.endswith((b"}:h", b"}:f", b"}:l"))]
         for start in range(0, len(names), 10_000):
             client.unlink(*names[start : start + 10_000])

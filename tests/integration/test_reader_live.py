@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 from pydantic import BaseModel
 
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, TransientError
 from consumers.regions import open_region, redis_connection
 from infra.proxy import FaultProxy, Way
 from invalidator import (
@@ -365,6 +365,51 @@ def test_a_reply_that_comes_late_is_never_anothers(site: Site, open_reader: Any,
         assert proxy.counts().connections > before
         assert reader.reader.counts["down"] == 1
         assert reader.reader.counts["foreign"] == 0
+
+
+def test_a_connection_whose_reply_did_not_come_is_closed(site: Site) -> None:
+    """A region that another caller asks next, on the connection that was given up, would answer the wrong question."""
+    port = int(site.settings.regions["eu"].url.get_secret_value().rsplit(":", 1)[1].split("/")[0])
+    view = site.views.views["contact"]
+    with FaultProxy(port) as proxy:
+        known = open_region(site.settings, "eu")
+        region = Region(
+            "eu", connect(Connection(url=f"redis://127.0.0.1:{proxy.port}/0", timeout_seconds=0.3)), known.layout
+        )
+        assert region.look(0, ["contact:0"], view.name, view.digest).status == "OPEN"
+        proxy.delay(Way.REPLIES, 450)
+        with pytest.raises(TransientError):
+            region.look(0, ["contact:0"], view.name, view.digest)
+        proxy.heal()
+        assert region.lease(0, ["of nobody"], "x" * 16, 0, 1) == ["RELEASED"]
+        assert len(region.look(0, [f"contact:{n}" for n in range(3)], view.name, view.digest).entries) == 3
+
+
+def test_a_shared_load_is_judged_for_everybody_who_waits(site: Site, number: int) -> None:
+    """Who presents a token waits for a load that began before the write, and does not get its value."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load(connection: Any, key: int) -> Any:
+        row = connection.execute("SELECT email FROM contacts WHERE id = %s", (key,)).fetchone()
+        if not loading.is_set():
+            loading.set()
+            assert go_on.wait(10)
+        return row[0]
+
+    with ConnectionPool(site.dsn, kwargs={"autocommit": True}, min_size=2, max_size=2) as pool:
+        reader = CacheReader(
+            open_region(site.settings, "eu"), site.views, pool.connection, limits=Limits(wait_seconds=9)
+        )
+        view = reader.view("contact", load)
+        with ThreadPoolExecutor(2) as threads, psycopg.connect(site.dsn, autocommit=True) as connection:
+            first = threads.submit(view.get, number)
+            assert loading.wait(10)
+            with reader.write_token(connection) as write:
+                connection.execute("UPDATE contacts SET email = 'second' WHERE id = %s", (number,))
+            second = threads.submit(view.get, number, token=write.token)
+            wait_until(lambda: reader.counts["miss"] == 2, "the second has looked", seconds=5)
+            go_on.set()
+            assert (first.result(10), second.result(10)) == ("first", "second")
 
 
 def test_a_cancelled_read_takes_its_connection_with_it(site: Site, number: int) -> None:

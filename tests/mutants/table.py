@@ -5,23 +5,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    """Replace `old`, which stands exactly once in `path`, by `new`; `killer` must fail.
-
-    `clause`: the promise and the section of DESIGN that it breaks. `quick`: part of `make test`.
-    """
-
-    name: str
-    clause: str
-    path: str
-    old: str
-    new: str
-    killer: str
-    quick: bool = False
-
+from tests.mutants.mutant import Mutant
+from tests.mutants.table_reader import READER_MUTANTS
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
 REGION = "tests/integration/test_worker_and_region.py::"
@@ -36,6 +21,8 @@ STANDBY = "tests/integration/test_standby.py::"
 FILLS = "tests/property/test_guard_twin_scripts.py::test_lua_and_python_fill_alike"
 REBUILD = "tests/integration/test_replay_database.py::"
 TOPOLOGIES = "tests/integration/test_topologies.py::"
+SESSIONS = "tests/unit/invalidator/test_loads_on_sessions.py::"
+ADAPTERS = "tests/integration/test_adapters.py::"
 PLAIN_KEYS = "tests/integration/test_plain_keys.py::"
 PLAIN_LAYOUT = "tests/integration/test_plain_layout.py::"
 
@@ -667,9 +654,58 @@ MUTANTS = [
         "a standby's snapshot is taken for a primary's",
         "P1 §2",
         "invalidator/loading.py",
-        "            if standby:\n",
-        "            if False:\n",
+        "        if standby:\n",
+        "        if False:\n",
         STANDBY + "test_a_fill_from_a_lagging_standby_is_refused_and_from_one_that_caught_up_admitted",
+    ),
+    # -- loads on a session that the application owns
+    Mutant(
+        "an old snapshot counts as of now",
+        "P2 §4.5",
+        "invalidator/loading.py",
+        "begun.time_ms if begun.renews else begun.began_ms",
+        "begun.time_ms",
+        SESSIONS + "test_a_load_in_repeatable_read_is_as_old_as_its_transaction",
+    ),
+    Mutant(
+        "an old snapshot of a standby shows what is replayed now",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        "parse_lsn(begun.replayed) if begun.renews else 0",
+        "parse_lsn(begun.replayed)",
+        SESSIONS + "test_a_standby_shows_what_was_replayed_only_where_a_later_snapshot_is_taken",
+    ),
+    Mutant(
+        "what an ORM session remembers proves something",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        " or begun.remembers or changed:",
+        ":",
+        SESSIONS + "test_what_an_orm_session_remembers_proves_nothing",
+    ),
+    Mutant(
+        "a load that left its transaction proves something",
+        "P1 §4.5",
+        "invalidator/loading.py",
+        "        if left or history is None",
+        "        if history is None",
+        SESSIONS + "test_a_load_that_ends_elsewhere_than_it_began_proves_nothing",
+    ),
+    Mutant(
+        "what a transaction wrote is cached before its commit",
+        "P1 §4.5",
+        "invalidator/reading.py",
+        "None if loaded.own else loaded.proof",
+        "loaded.proof",
+        ADAPTERS + "test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached",
+    ),
+    Mutant(
+        "what a transaction wrote is kept in the process before its commit",
+        "P1 §4.6",
+        "invalidator/reading.py",
+        "if known is not None and not loaded.own:",
+        "if known is not None:",
+        ADAPTERS + "test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached",
     ),
     # -- what an adversarial review found
     Mutant(
@@ -851,6 +887,7 @@ MUTANTS = [
         "        return names\n",
         PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
     ),
+    *READER_MUTANTS,
 ]
 
 EQUIVALENT = {

@@ -13,9 +13,11 @@ from infra.demo.demo import Counted, Options
 
 GUARDED = Options(seconds=30, rate=300, seed=1, json_only=True, naive=False, directory=Path())
 NAIVE = msgspec.structs.replace(GUARDED, naive=True)
+GATE = {"gate_acknowledged": 240, "gate_sent": 900, "gate_checks_after": 600, "gate_violations": 0}
 GOOD = Counted(
-    changes=9_000, reads=20_000, hits=14_000, refused=3, samples=600, timeouts=0, unfilled=0, p50_ms=9.0, p99_ms=30.0
-)
+    changes=9_000, reads=20_000, hits=14_000, refused=3, samples=600, timeouts=0, unfilled=0, p50_ms=9.0, p99_ms=30.0,
+    gate=GATE,
+)  # fmt: skip
 VERDICT = {"checked": 5_000, "changed": 2_000, "stale": 0}
 
 
@@ -30,6 +32,7 @@ def test_the_last_line_is_what_was_promised():
         "checked_entries": 5_000,
         "checked_changed_entries": 2_000,
         "stale_entries": 0,
+        "gate": {"acknowledged": 240, "sent": 900, "checks_after": 600, "violations": 0},
     }
 
 
@@ -39,7 +42,11 @@ def test_a_good_run_has_no_shortcoming():
 
 @pytest.mark.parametrize(
     "change",
-    [{"hits": 9_999}, {"samples": 89}, {"timeouts": 1}, {"unfilled": 1}, {"changes": 7_199}],
+    [
+        *({"hits": 9_999}, {"samples": 89}, {"timeouts": 1}, {"unfilled": 1}, {"changes": 7_199}),
+        *({"gate": GATE | {name: 59}} for name in GATE if name != "gate_violations"),
+        {"gate": GATE | {"gate_violations": 1}},
+    ],
 )
 def test_what_was_not_shown_is_named(change):
     assert len(demo.shortcomings(msgspec.structs.replace(GOOD, **change), VERDICT, GUARDED)) == 1
