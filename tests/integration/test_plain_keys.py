@@ -128,6 +128,13 @@ def test_more_debts_than_are_kept_become_their_views(world: PlainWorld, monkeypa
     assert world.owed() == {}
 
 
+def test_the_debt_of_a_view_that_is_no_more_is_dropped(world: PlainWorld) -> None:
+    world.region.owe(0, [Debt("gone:1", "gone", Position(1, world.lsn, 0).text, (f"{1:016x}",))], None, 0)
+    assert list(world.owed()) == ["*gone"]
+    world.beat()
+    assert world.owed() == {}
+
+
 def test_a_truncate_sweeps_the_view_at_once_and_when_it_is_visible(world: PlainWorld) -> None:
     strangers = [
         f"{world.region.layout.prefix}:contact:1:notes",
