@@ -31,7 +31,9 @@ from consumers.findings import (
     topics_of,
 )
 from consumers.kafka_facts import describe_cluster
+from consumers.redis_users import plain_patterns
 from consumers.regions import read_views, redis_connection
+from consumers.rights import judge_rights, trials
 from consumers.settings import RegionSettings, Settings
 from invalidator.redis_facts import describe
 from invalidator.views import Views, index_views
@@ -55,7 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
     questions: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("source", partial(_source, settings, views)),
         ("kafka", partial(_kafka, settings, views)),
-        *((f"region {name}", partial(_region, name, region)) for name, region in settings.regions.items()),
+        *((f"region {name}", partial(_region, name, region, views)) for name, region in settings.regions.items()),
     ]
     with ThreadPoolExecutor(max_workers=min(len(questions), 8)) as pool:
         for answers in pool.map(lambda question: _answered(*question), questions):
@@ -127,5 +129,7 @@ def _kafka(settings: Settings, views: Views) -> list[Finding]:
     return list(judge_kafka(describe_cluster(settings.kafka, topics_of(settings, views)), settings, views))
 
 
-def _region(name: str, region: RegionSettings) -> list[Finding]:
-    return list(judge_redis(name, describe(redis_connection(region)), region))
+def _region(name: str, region: RegionSettings, views: Views) -> list[Finding]:
+    plain = plain_patterns(views)
+    servers = describe(redis_connection(region), trials(region, plain))
+    return [*judge_redis(name, servers, region), *judge_rights(name, servers, region, plain)]

@@ -24,6 +24,7 @@ from typing import Annotated
 import typer
 
 from cdc.errors import ConfigError, GapError, StaleproofError
+from consumers.redis_users import Form, Role
 from consumers.service import configure_logging, stopped_by_signals
 from consumers.settings import Settings, load_settings
 from invalidator.document import nearest
@@ -301,6 +302,47 @@ def replay_kafka(
         go_on = "" if dry_run else f": {state} knows where; the same command again goes on"
         typer.echo(f"staleproof: stopped before the end{go_on}", err=True)
         raise typer.Exit(STOPPED)
+
+
+@app.command()
+def acl(
+    region: Annotated[
+        str | None,
+        typer.Option("--region", help="Users for this region. [default: the only one]", show_default=False),
+    ] = None,
+    role: Annotated[
+        list[Role] | None, typer.Option("--role", help="Only this one; repeatable. [default: all]", show_default=False)
+    ] = None,
+    password_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--password-file",
+            help="ROLE=FILE: the password's hash is printed in its place; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[Form, typer.Option("--format", help="An ACL file, or ACL SETUSER commands.")] = Form.FILE,
+    config: ConfigOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Print users of Redis with the rights that readers, workers and operators need, and no more."""
+    with _reported(debug=debug):
+        settings = load_settings(config)
+        if region is not None:
+            check_region(settings, region)
+        from consumers import acl as command  # noqa: PLC0415
+
+        request = command.Request(
+            region=region,
+            roles=tuple(dict.fromkeys(role or Role)),
+            password_files=tuple(password_file or ()),
+            form=form,
+        )
+        users, notes = command.run(settings, request)
+        for line in users:
+            typer.echo(line)
+        for note in notes:
+            typer.echo(f"staleproof: {note}", err=True)
 
 
 @app.command("version")

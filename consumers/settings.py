@@ -126,6 +126,7 @@ class RegionSettings(Section):
     """One region's Redis. `prefix` keeps its keys apart from other applications'.
 
     `url` names the server; by `host:port,host:port` some nodes of a Cluster, or the Sentinels of `sentinel_master`.
+    `reader_username` is the user of the applications, which `check` tries: this process never logs in as it.
     """
 
     url: SecretStr
@@ -135,6 +136,7 @@ class RegionSettings(Section):
     sentinel_password: SecretStr | None = None
     username: str | None = None
     password: SecretStr | None = None
+    reader_username: Annotated[str, StringConstraints(pattern=r"^[^\s]+$")] | None = None
     tls_ca_location: ExistingFile | None = None
     tls_certificate_location: ExistingFile | None = None
     tls_key_location: ExistingFile | None = None

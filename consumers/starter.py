@@ -51,6 +51,7 @@ regions:                               # one Redis (7.0 or later) or Valkey (7.2
     url: redis://localhost:6379/0      # rediss:// for TLS; url_file where it holds a password
     # username: staleproof
     # password_file: redis.password
+    # reader_username: staleproof-reader   # the applications' user: `check` tries it, `staleproof acl` makes it
     # tls_ca_location: ca.pem
     # topology: sentinel               # or cluster; url may name several servers: redis://a:26379,b:26379
     # sentinel_master: mymaster        # the primary's name at its Sentinels

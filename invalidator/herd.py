@@ -62,10 +62,6 @@ class Flights:
             flight = self._flying[key] = self._make()
             return flight, True
 
-    def is_flying(self, key: Hashable) -> bool:
-        """Whether somebody loads it now."""
-        return key in self._flying
-
     def land(self, key: Hashable, result: Any) -> None:
         """It has ended, with `result` for those who joined."""
         with self._lock:

@@ -30,6 +30,7 @@ class Node:
         self._unanswered = 0
         self._kept: list[Any] = []
         self._pid = os.getpid()
+        self._may_load = True
 
     @property
     def place(self) -> tuple[Any, Any, Any]:
@@ -58,9 +59,8 @@ class Node:
         try:
             return send(*command)
         except redis.ResponseError as error:
-            if judge(str(error)) is not LIBRARY_MISSING:
+            if judge(str(error)) is not LIBRARY_MISSING or not self.load_if_allowed():
                 raise
-        self.load()
         return send(*command)
 
     def ask(self, *command: Any, asking: bool = False) -> Any:
@@ -80,9 +80,8 @@ class Node:
             if not is_kept:
                 raise
         except redis.ResponseError as error:
-            if judge(str(error)) is not LIBRARY_MISSING:
+            if judge(str(error)) is not LIBRARY_MISSING or not self.load_if_allowed():
                 raise
-            self.load()
         return self._exchange(self.client.connection_pool.get_connection(), command)
 
     def _kept_connection(self) -> tuple[Any, bool]:
@@ -126,6 +125,15 @@ class Node:
         send: Any = self.client.execute_command
         if library().encode() not in _flat(send("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")):
             send("FUNCTION", "LOAD", "REPLACE", library())
+
+    def load_if_allowed(self) -> bool:
+        """Load the library unless our user may not, as readers' users may not: then whoever may has yet to do it."""
+        if self._may_load:
+            try:
+                self.load()
+            except redis.exceptions.NoPermissionError:
+                self._may_load = False  # the server notes each denial in ACL LOG: one is enough
+        return self._may_load
 
     def send(self, *command: Any) -> None:
         """Send a request on the line. Its reply must be asked for (`answer`), or the line given up (`hang_up`)."""

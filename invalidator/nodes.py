@@ -351,6 +351,7 @@ def connect(options: Connection) -> Nodes:
     limits: dict[str, Any] = {
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.timeout_seconds,
+        "driver_info": None,  # CLIENT SETINFO, which no user of ours may: its rule has no name in Redis 7.0
     }
     tls: dict[str, Any] = {}
     if options.url.startswith("rediss://"):

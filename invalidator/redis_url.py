@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 
 class Topology(StrEnum):
@@ -21,6 +21,8 @@ Address = tuple[str, int]
 """Host and port."""
 
 DEFAULT_PORT = 6379
+DEFAULT_USER = "default"
+"""Who gives no login is this user."""
 
 
 def single_urls(url: str) -> list[str]:
@@ -44,3 +46,17 @@ def at(url: str, place: Address) -> str:
     login, at_sign, _ = parts.netloc.rpartition("@")
     host, port = place
     return urlunsplit(parts._replace(netloc=f"{login}{at_sign}{f'[{host}]' if ':' in host else host}:{port}"))
+
+
+def user(url: str) -> str:
+    """Who logs in, by the URL; empty where it says nothing. Raises ValueError."""
+    return unquote(urlsplit(url).username or "")
+
+
+def database(url: str) -> int:
+    """The database's number, 0 where the URL names none. Raises ValueError."""
+    parts = urlsplit(url)
+    (named,) = parse_qs(parts.query).get("db", [""])[:1]
+    if not named and parts.scheme != "unix":
+        named = parts.path.strip("/")
+    return int(named or 0)

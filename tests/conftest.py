@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.fix_faults",
     "tests.fix_world",
     "tests.fix_topologies",
+    "tests.fix_acl",
 ]
 
 collect_ignore = ["example_project"]  # another project's tests: test_harness_sessions.py and test_wheel.py run them

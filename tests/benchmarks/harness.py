@@ -32,7 +32,7 @@ T = TypeVar("T")
 Results: TypeAlias = dict[str, Any]
 """What was measured, by name; the unit is the name's end."""
 
-PACKAGES = ("confluent-kafka", "kafka-python", "redis", "hiredis", "msgspec", "psycopg")
+PACKAGES = ("confluent-kafka", "kafka-python", "redis", "hiredis", "msgspec", "psycopg", "dogpile.cache", "cashews")
 MEGABYTE = 1_000_000
 
 

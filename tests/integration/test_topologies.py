@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import pytest
 import redis
+from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cdc.errors import ConfigError, TransientError
-from consumers.regions import open_region, read_views
+from consumers.redis_users import Form, Role, lines
+from consumers.regions import open_region, read_views, redis_connection
+from consumers.settings import RegionSettings
 from infra.redis_cluster import LocalCluster, Member
 from infra.redis_sentinel import WatchedServers
+from invalidator.async_nodes import connect_async
+from invalidator.async_region import AsyncRegion
 from invalidator.guard import Batch, KeyChange, Outcome
 from invalidator.layout import Layout
 from invalidator.node import LIBRARY, Node
@@ -33,9 +40,12 @@ from tests.contacts import load_contact
 from tests.fix_plain import PlainWorld
 from tests.fix_stack import ROOT, MakeSite, Site
 from tests.fix_topologies import SHARDS, cluster_region, on_cluster, on_watched, slot_of_shard
+from tests.fix_world import VIEWS as WORLD_VIEWS
 from tests.fix_world import World
 from tests.integration.test_main_path import load_segment, refuse
 from tests.waiting import wait_until
+
+T = TypeVar("T")
 
 NODE_TIMEOUT_MS = 15_000
 """Nobody dies here: a member that a busy machine starves must not be replaced by one that has missed something."""
@@ -389,6 +399,61 @@ def test_slots_are_read_by_one_thread_while_others_go_on(cluster: LocalCluster) 
     assert not looking.is_alive()
 
 
+def test_a_cluster_serves_the_users_that_acl_prints_also_while_a_slot_moves(
+    cluster: LocalCluster, cluster_world: World
+) -> None:
+    layout = cluster_world.region.layout
+    connections = users_on([member.client for member in cluster.members], layout, topology="cluster", url=cluster.url)
+    region = Region("test", connect(connections[Role.READER]), layout)
+    cluster_world.worker = World(Region("test", connect(connections[Role.WORKER]), layout)).worker
+    cluster_world.region = region
+    assert [cluster_world.fill(key).outcome for key in KEYS] == [Outcome.APPLIED] * len(KEYS)
+    assert [cluster_world.read(key) for key in KEYS] == [b"1"] * len(KEYS)
+    slot = slot_of_shard(region, layout.place(KEYS[0])[0])
+    source, target = cluster.owner(slot), next(p for p in cluster.primaries() if p is not cluster.owner(slot))
+    cluster.begin_move(slot, target)
+    cluster.move_keys(slot, target)
+    assert cluster_world.read(KEYS[0]) == b"1"  # by ASK
+    cluster.finish_move(slot, target)
+    assert cluster_world.read(KEYS[0]) == b"1"  # by MOVED
+    cluster.move_slot(slot, source)
+    for member in cluster.primaries():
+        assert member.client.acl_log() == []
+    facts = describe(connections[Role.OPERATOR], {"staleproof-reader": [("FLUSHALL",), ("CLUSTER", "SLOTS")]})
+    assert [fact.rights["staleproof-reader"].allowed for fact in facts if fact.rights] == [{("CLUSTER", "SLOTS")}] * 3
+
+
+def test_a_server_behind_sentinels_serves_the_users_that_acl_prints(watched: WatchedServers) -> None:
+    region = RegionSettings.model_validate(on_watched(watched))
+    layout = Layout(prefix=region.prefix, shards=region.shards, stripes=256)
+    client = watched.client(watched.primary())
+    connections = users_on([client], layout, topology="sentinel", url=watched.url, sentinel_master="staleproof")
+    worker = Region("test", connect(connections[Role.WORKER]), layout)
+    worker.prepare()
+    world = World(worker)
+    world.open()
+    world.region = Region("test", connect(connections[Role.READER]), layout)
+    assert world.fill().outcome is Outcome.APPLIED
+    assert world.read() == b"1"
+    assert client.acl_log() == []
+
+
+def users_on(clients: list[redis.Redis], layout: Layout, **settings: Any) -> dict[Role, Connection]:
+    """The users of these servers, as by hand, and how each logs in."""
+    region = RegionSettings.model_validate({**settings, "prefix": layout.prefix, "shards": layout.shards})
+    passwords = {role: f"{role}-secret" for role in Role}
+    for client in clients:
+        client.acl_log_reset()
+        for line in lines(region, list(Role), passwords, form=Form.COMMAND):
+            client.execute_command(*line.split())
+    return {
+        role: redis_connection(
+            region.model_copy(update={"username": f"staleproof-{role}", "password": SecretStr(passwords[role])})
+        )
+        for role in Role
+    }
+
+
 def test_a_primary_that_sentinel_replaced_is_left_though_it_still_answers(watched: WatchedServers) -> None:
     """Between the decision and the old one's demotion pass seconds, and longer where it is cut off."""
     settings = on_watched(watched)
@@ -413,3 +478,79 @@ def test_an_address_with_a_login_reaches_a_primary_behind_sentinels(watched: Wat
     url = watched.url.replace("redis://", "redis://app:hunter2@")
     nodes = connect(Connection(url=url, topology=Topology.SENTINEL, sentinel_master="staleproof"))
     assert nodes.call("", "ACL", "WHOAMI") == b"app"
+
+
+# --- readers in asyncio, which ask the same code who serves -----------------------------------------------------------
+
+
+def look_at_all(world: World, region: AsyncRegion) -> dict[str, bool]:
+    """Which of the keys are there, for a reader in asyncio."""
+
+    async def look() -> dict[str, bool]:
+        found = {}
+        for key in KEYS:
+            view = WORLD_VIEWS.views["contact"]
+            looked = await region.look(region.layout.place(key)[0], [key], view.name, view.digest)
+            found[key] = looked.entries[0] is not None
+        return found
+
+    return asyncio.run(_closing(look(), region))
+
+
+async def _closing(work: Coroutine[Any, Any, T], region: AsyncRegion) -> T:
+    try:
+        return await work
+    finally:
+        await region.aclose()
+
+
+def test_a_reader_in_asyncio_follows_a_moved_slot(cluster_world: World, cluster: LocalCluster) -> None:
+    world = cluster_world
+    fill_all(world)
+    nodes = connect_async(Connection(url=cluster.url, topology=Topology.CLUSTER))
+    region = AsyncRegion("eu", nodes, world.region.layout)
+    assert all(look_at_all(world, region).values())
+    for shard in range(SHARDS):
+        slot = slot_of_shard(world.region, shard)
+        cluster.move_slot(slot, other_primary(cluster, slot))
+    with slots_not_read_again(cast("Any", SimpleNamespace(_nodes=nodes._nodes))):
+        assert all(look_at_all(world, region).values())
+
+
+def test_a_reader_in_asyncio_is_told_to_ask_for_a_slot_on_its_way(cluster_world: World, cluster: LocalCluster) -> None:
+    """A lease is one key: it is given where the slot goes."""
+    world = cluster_world
+    slot = slot_of_shard(world.region, 0)
+    source, target = cluster.owner(slot), other_primary(cluster, slot)
+    cluster.begin_move(slot, target)
+    region = AsyncRegion(
+        "eu", connect_async(Connection(url=cluster.url, topology=Topology.CLUSTER)), world.region.layout
+    )
+    leased = asyncio.run(_closing(region.lease(0, ["contact:1"], "a" * 16, 60_000, 1), region))
+    assert leased == ["GRANTED"]
+    cluster.move_keys(slot, target)
+    cluster.finish_move(slot, target)
+    assert world.region.lease(0, ["contact:1"], "b" * 16, 60_000, 1) == ["HELD"]
+    cluster.move_slot(slot, source)
+
+
+def port_of(info: bytes) -> bytes:
+    return info.partition(b"tcp_port:")[2].split()[0]
+
+
+def test_a_reader_in_asyncio_leaves_a_primary_that_sentinel_replaced(watched: WatchedServers) -> None:
+    settings = on_watched(watched)
+    options = Connection(url=watched.url, topology=Topology.SENTINEL, sentinel_master=settings["sentinel_master"])
+    nodes = connect_async(options)
+
+    async def run() -> None:
+        before = port_of(await nodes.call("", "INFO", "server"))
+        old = await asyncio.to_thread(watched.fail_over)
+        assert watched.client(old).ping()
+        deadline = time.monotonic() + 5
+        while port_of(await nodes.call("", "INFO", "server")) == before:
+            assert time.monotonic() < deadline, "the old primary is still asked"
+            await asyncio.sleep(0.05)
+        await nodes.aclose()
+
+    asyncio.run(run())

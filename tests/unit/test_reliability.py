@@ -26,7 +26,7 @@ def test_every_clause_has_a_mutant_and_every_mutant_a_name_of_its_own() -> None:
 
 
 def test_every_fault_that_the_page_names_has_its_test() -> None:
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "faults").glob("*.py"))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*/**/*.py"))
     named = set(re.findall(r"`(test_[a-z_0-9]+)`", PAGE.split("## Mutants")[0]))
     missing = {name for name in named if f"def {name}(" not in tests}
     assert not missing - {"test_review"}

@@ -123,3 +123,15 @@ def test_init_then_help_and_version_work(tmp_path):
     again = staleproof("init", cwd=tmp_path)
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
+
+
+def test_acl_prints_lines_that_can_be_loaded_and_says_the_rest_elsewhere(config, tmp_path):
+    (tmp_path / "pw").write_text("hunter3")
+    done = invoke("acl", "--config", config, "--role", "reader", "--password-file", f"reader={tmp_path}/pw")
+    assert done.exit_code == 0
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("user staleproof-reader reset on #")
+    assert "hunter" not in done.output
+    assert "ACL LOAD" in done.stderr
+    assert invoke("acl", "--config", config, "--region", "eus").exit_code == 2
+    assert "no views file" in invoke("acl", "--config", config).stderr  # of plain views the workers' line depends

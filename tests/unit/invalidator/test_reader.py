@@ -376,6 +376,22 @@ def test_a_redis_that_is_away_costs_a_load_and_no_error(reader: Driver, region: 
     assert region.fills == []
 
 
+@pytest.mark.parametrize("bound", [None, 60])
+def test_failures_between_hits_are_not_in_a_row(
+    kind: str, region: ScriptedRegion, database: Database, bound: float | None
+) -> None:
+    """Redis is left alone after three failures one after the other, not after three in a day."""
+    reader = Driver(kind, region, database, limits=Limits(breaker_failures=3, breaker_seconds=60))
+    region.entries["contact:7"] = stored("contact:7", as_of_ms=NOW_MS)
+    for _ in range(5):
+        region.fails = TransientError("away")
+        reader.get("contact", 7, loaded(1), max_staleness=bound)
+        region.fails = None
+        assert reader.get("contact", 7, loaded(1), max_staleness=bound) == {"email": "a"}
+    assert (reader.counts["down"], reader.counts["hit"], reader.counts["bypassed"]) == (5, 5, 0)
+    reader.close()
+
+
 def test_a_redis_that_stays_away_is_left_alone_and_tried_again(
     kind: str, region: ScriptedRegion, database: Database
 ) -> None:
@@ -466,6 +482,13 @@ def test_several_keys_take_one_look_one_transaction_and_one_fill(
     assert found == {1: {"email": "a"}, 2: "loaded 2", 3: None}
     assert list(found) == [1, 2, 3]
     assert (region.looks, database.lent, [fill.key for fill in region.fills]) == (1, 1, ["contact:2", "contact:3"])
+
+
+def test_one_key_in_two_forms_is_loaded_once_and_returned_twice(reader: Driver, database: Database) -> None:
+    calls: list[Any] = []
+    view = reader.view("contact", lambda _, number: calls.append(number) or "loaded")
+    assert reader.wait(view.get_many([42, "42"])) == {42: "loaded", "42": "loaded"}
+    assert len(calls) == 1
 
 
 def test_keys_of_several_parts_come_as_they_were_asked_for(reader: Driver) -> None:
@@ -568,6 +591,20 @@ def test_a_value_past_half_of_its_bound_is_served_and_looked_for_again(near: Dri
     _finish_aside(near)
     assert near.wait(view.get(7)) == "new"
     assert near.counts["near"] == 2
+
+
+def test_ageing_values_are_not_looked_for_twice_at_a_time(near: Driver, region: ScriptedRegion) -> None:
+    region.entries["contact:7"] = stored("contact:7")
+    view = bounded(near, max_staleness=60)
+    near.wait(view.get(7))
+    reading = near.reader.reading
+    reading._database_clock.observe(NOW_MS + 40_000, reading._clock())
+    first = reading.nearby(view._view, 7, view._view.need)
+    assert first.again is not None
+    assert reading.nearby(view._view, 7, view._view.need).again is None
+    near.run(first.again)
+    reading._database_clock.observe(NOW_MS + 40_000, reading._clock())
+    assert reading.nearby(view._view, 7, view._view.need).again is not None
 
 
 def _finish_aside(driver: Driver) -> None:
