@@ -152,9 +152,22 @@ def test_a_reader_that_may_not_load_the_library_waits_for_who_may(world: World, 
             world.read()
         assert fault.value.kind == "NOFUNCTION"
     assert guarded.denials() == [("app-reader", "command", "function|list")]  # and not one for every read
+    assert asyncio.run(kinds_of_faults(guarded, 3)) == ["NOFUNCTION"] * 3
+    assert len(guarded.denials()) == 1
     guarded.region(Role.WORKER).prepare()
     assert world.fill().outcome == "APPLIED"
     assert world.read() == b"1"
+
+
+async def kinds_of_faults(guarded: Guarded, reads: int) -> list[str]:
+    region = AsyncRegion("eu", connect_async(guarded.connection(Role.READER)), guarded.layout)
+    kinds = []
+    for _ in range(reads):
+        with pytest.raises(RegionFault) as fault:
+            await region.look(0, ["contact:1"], "contact", "0" * 16)
+        kinds.append(fault.value.kind)
+    await region.aclose()
+    return kinds
 
 
 # -- what check says ----------------------------------------------------------------------------------------------------
