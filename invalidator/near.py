@@ -53,11 +53,12 @@ class NearCache:
 
     def find(self, view: str, name: str) -> Kept | None:
         """What is kept of a key, if its generation is still the view's."""
-        kept = self._kept.get((view, name))
+        key = (view, name)
+        kept = self._kept.get(key)
         if kept is None or kept.generations != self._generations.get(view):
             return None
         try:
-            self._kept.move_to_end((view, name))
+            self._kept.move_to_end(key)
         except KeyError:
             return None  # another thread removed it just now
         return kept

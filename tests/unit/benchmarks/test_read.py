@@ -22,6 +22,7 @@ from tests.benchmarks.bench_read import (
 
 NAMES = (
     *("bare_get", "guarded_hit", "bounded_hit", "near_hit", "near_decoded", "miss_fill", "bare_get_many", "get_many"),
+    *("bare_no_deadline", "async_bare_no_deadline"),
     *("dogpile_hit", "dogpile_get", "async_bare_get", "async_guarded_hit", "cashews_hit", "cashews_get"),
 )
 
