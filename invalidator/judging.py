@@ -87,9 +87,11 @@ def of_load(history: History, seen: str, as_of_ms: int, watermark: Watermark) ->
 
 
 def objection(need: Need, evidence: Evidence, now_ms: int | None) -> str | None:
-    """None where the value will do, else why not: token or old. `now_ms`: an upper bound of the database's clock."""
+    """None if the value will do, or why not: strong, token, old. `now_ms`: an upper bound of the database's clock."""
     if evidence.final:
         return None
+    if need.strong:
+        return "strong"
     token = need.token
     if token is not None and not token.empty:
         related = relation(token.history, evidence.history)

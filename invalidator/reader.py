@@ -414,8 +414,8 @@ def note_shown(token: Token | Session | str | None, need: Need, found: Iterable[
     """Tell a session what its read showed."""
     if need.track and isinstance(token, Session):
         for one in found:
-            if one.kept is not None:
-                token.add(shown_by(one.kept.evidence))
+            if one.evidence is not None:
+                token.add(shown_by(one.evidence))
                 token.lost = False
 
 

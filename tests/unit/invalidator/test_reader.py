@@ -298,8 +298,9 @@ def token(*stamps: int, history: str = HISTORY, lsn: int = 0) -> Token:
     ],
 )  # fmt: skip
 def test_an_entry_is_served_if_it_shows_the_token(
-    reader: Driver, region: ScriptedRegion, entry: str, mark: str, wanted: Token, served: bool
+    reader: Driver, region: ScriptedRegion, database: Database, entry: str, mark: str, wanted: Token, served: bool
 ) -> None:
+    database.identity = ("one", False, wanted.history)
     region.entries["contact:7"] = stored("contact:7", seen=entry)
     region.watermark = mark
     assert reader.get("contact", 7, loaded(), token=wanted) == ({"email": "a"} if served else "loaded")
