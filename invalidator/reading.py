@@ -568,6 +568,7 @@ class Reading:
             try:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
             except TransientError:
+                self.counts["down"] += 1
                 visit.away = True
                 return list(left), False
             is_held |= "HELD" in answers
