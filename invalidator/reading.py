@@ -223,7 +223,7 @@ class Reading:
         self._gate = LoadGate(limits.loads, make_flight)
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._database_clock = DatabaseClock()
-        self._closed: set[str] = set()
+        self._closed: set[tuple[str, int]] = set()
         self._renewed: set[tuple[str, str]] = set()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
@@ -391,7 +391,7 @@ class Reading:
                 visit.away = True
                 return
             self._breaker.succeeded()
-            self._note_status(visit, looked)
+            self._note_status(visit, shard, looked)
             if looked.status != "OPEN":
                 self.counts[looked.status.lower()] += len(names)
                 visit.marks[shard] = parse_watermark(looked.watermark, looked.epoch)
@@ -715,15 +715,16 @@ class Reading:
         if reading is not None:
             self._database_clock.observe(reading.time_ms, reading.asked)
 
-    def _note_status(self, visit: _Visit, looked: Looked) -> None:
+    def _note_status(self, visit: _Visit, shard: int, looked: Looked) -> None:
         view = visit.view.view.name
         if looked.status == "OPEN":
-            self._closed.discard(view)
+            self._closed.discard((view, shard))
             return
         visit.fillable = False
-        if view not in self._closed:
-            self._closed.add(view)
-            self._gate.raised(self._clock())
+        if (view, shard) in self._closed:  # one that stays closed beside open ones is not raised again and again
+            return
+        self._closed.add((view, shard))
+        self._gate.raised(self._clock())
         if self.near is not None:
             self.near.forget_view(view)
 

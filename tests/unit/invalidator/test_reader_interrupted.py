@@ -11,6 +11,7 @@ from cdc.snapshots import parse_pg_snapshot
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
 from invalidator.judging import Need
+from invalidator.layout import Layout
 from invalidator.loading import ClockReading, Loaded, Proof
 from invalidator.near import Near
 from invalidator.reader import note_shown
@@ -36,8 +37,12 @@ class Flight:
 
 @pytest.fixture
 def reading() -> Reading:
+    return make(ScriptedRegion().layout)
+
+
+def make(layout: Layout) -> Reading:
     return Reading(
-        ScriptedRegion().layout,
+        layout,
         Limits(loads=2),
         Near(),
         owner="0" * 16,
@@ -138,6 +143,20 @@ def test_one_read_at_a_time_asks_for_the_databases_clock(reading: Reading) -> No
     first.send(ClockReading(NOW_MS, 0.0))
     assert wait.flight.finished  # type: ignore[attr-defined]  # of this file
     assert isinstance(second.send(True), Look)
+
+
+def test_a_shard_that_stays_closed_beside_an_open_one_slows_no_loads() -> None:
+    reading = make(ScriptedRegion(shards=2).layout)
+    times = []
+    reading._gate.raised = times.append  # type: ignore[method-assign]  # to see when
+    shards = {reading._layout.place(f"contact:{key}")[0]: key for key in range(20)}
+    for _ in range(3):
+        for shard, status in ((0, "CLOSED"), (1, "OPEN")):
+            flow = reading.get(VIEW, shards[shard])
+            next(flow)
+            flow.send(Looked(status, watermark(NOW_MS), EPOCH, [None]))
+            flow.close()
+    assert len(times) == 1
 
 
 def test_a_session_remembers_what_its_own_transaction_showed(reading: Reading) -> None:
