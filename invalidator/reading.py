@@ -211,20 +211,27 @@ class Reading:
     ) -> None:
         """`share` gives random numbers of 0..1, `owner` is 16 hexadecimal digits that no other process has."""
         self.counts = Counts()
-        self.near = None if near is None else NearCache(near)
         self._refresh_after = 1.0 if near is None else near.refresh_after
         self._layout = layout
         self._limits = limits
-        self._owner = owner
+        self._near_settings = near
+        self._make_flight = make_flight
         self._clock = clock
         self._share = share
         self._alarm = alarm
-        self._flights = Flights(make_flight)
-        self._gate = LoadGate(limits.loads, make_flight)
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._database_clock = DatabaseClock()
         self._closed: set[tuple[str, int]] = set()
         self._renewed: set[tuple[str, str]] = set()
+        self.begin(owner)
+
+    def begin(self, owner: str) -> None:
+        """Also in a child of the process: what others have under way there never ends, and their locks stay taken."""
+        self._owner = owner
+        self._flights = Flights(self._make_flight)
+        self._gate = LoadGate(self._limits.loads, self._make_flight)
+        self.near = None if self._near_settings is None else NearCache(self._near_settings)
+        self._renewed.clear()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
         """The value of one key, past the near cache (`nearby`)."""

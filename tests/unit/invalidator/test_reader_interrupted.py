@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from asyncio import CancelledError
 from typing import Any
 
@@ -187,3 +188,20 @@ def test_a_standby_is_not_taken_for_the_primary(driver: Driver, need: dict[str, 
 def test_a_primary_that_a_tokens_history_has_left_behind_shows_it_not(driver: Driver) -> None:
     with pytest.raises(Unproven, match="token"):
         driver.get("contact", 7, lambda _: "old", token=Token("77:2", (f"{5:016x}",)))
+
+
+def test_a_child_does_not_wait_for_loads_that_its_parent_has_under_way() -> None:
+    reader = Driver("threads", ScriptedRegion(), Database(), limits=Limits(loads=1, wait_seconds=0.2), near=Near())
+    keys = (7, 8)
+
+    def load(_: Any) -> str:
+        pid = os.fork()
+        if pid:
+            return f"child ended with {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+        status = 2
+        try:
+            status = int([reader.get("contact", key, lambda _: "value") for key in keys] != ["value"] * 2)
+        finally:
+            os._exit(status)
+
+    assert reader.get("contact", 7, load) == "child ended with 0"
