@@ -599,7 +599,7 @@ class Reading:
             visit.found[name] = Found(loaded.value[name], kept, own=known if loaded.own else None)
             if kept is not None:
                 self._keep(visit.view, name, kept)
-        yield from self._store(visit, encoded, None if loaded.own else loaded.proof)
+        yield from self._store(visit, encoded, None if loaded.own else loaded.stored)
 
     def _prove(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[tuple[Loaded, dict[str, Evidence]]]:
         """Load; once more, from the primary, where that does not prove what is asked for."""
@@ -628,7 +628,8 @@ class Reading:
             evidence = of_load(seen.history, seen.text, loaded.proof.as_of_ms, mark)
             later = (relation(seen.history, mark.history), relation(seen.history, asked_for))
             replaced = Relation.EARLIER in later  # a server that is the primary no more
-            known[name] = msgspec.structs.replace(evidence, final=loaded.begun_now and not replaced)
+            final = loaded.begun_now and not replaced
+            known[name] = msgspec.structs.replace(evidence, final=final, showed=loaded.showed)
         return known
 
     def _against(self, visit: _Visit, keys: Collection[str], evidences: Mapping[str, Evidence]) -> str | None:
