@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from cdc.errors import BadRecord, ConfigError, StaleproofError, TransientError
+from cdc.errors import BadRecord, ConfigError, FatalError, TransientError
 from invalidator import entry as entries
 from invalidator.codecs import Coder
 from invalidator.guard import Fill, Outcome
@@ -156,6 +156,9 @@ Flow: TypeAlias = Generator[Act, Any, T]
 _CLOCK = "clock"
 """The flight of a question for the database's time; those of loads are named by view and key."""
 
+REDIS_FAULTS = (TransientError, FatalError)
+"""What a region raises, whether it passes by itself or a person must mend it: the database has the values anyway."""
+
 AWAY = Looked("AWAY", "", "", ())
 """Stands for a reply that did not come."""
 
@@ -241,8 +244,8 @@ class Reading:
             shard = self._layout.place(name)[0]
             try:
                 looked = seen[shard] = yield Look(shard, (name,), view.view)
-            except TransientError:
-                seen[shard] = self._failed()
+            except REDIS_FAULTS as error:
+                seen[shard] = self._failed(view, error)
             else:
                 self._breaker.succeeded()
                 data = looked.entries[0]
@@ -316,7 +319,7 @@ class Reading:
         for shard in range(self._layout.shards):
             try:
                 looked: Looked = yield Look(shard, (), view)
-            except TransientError:
+            except REDIS_FAULTS:
                 return False
             mark = parse_watermark(looked.watermark, looked.epoch)
             related = relation(token.history, mark.history)
@@ -375,11 +378,16 @@ class Reading:
         finally:
             self._flights.land(_CLOCK, None)
 
-    def _failed(self) -> Looked:
+    def _failed(self, view: TypedView[Any], error: Exception) -> Looked:
         """Redis did not answer."""
         self._breaker.failed(self._clock())
-        self.counts["down"] += 1
+        self._note_fault(view, error)
         return AWAY
+
+    def _note_fault(self, view: TypedView[Any], error: Exception) -> None:
+        self.counts["down"] += 1
+        if isinstance(error, FatalError):  # a wrong password, say: the application goes on without its cache
+            self._alarm("region_refuses", view.view.name)
 
     def _look(self, visit: _Visit, left: dict[str, Any], seen: Mapping[int, Looked]) -> Flow[None]:
         """Look for what is left in Redis; what may be served is found, and left no more."""
@@ -392,8 +400,8 @@ class Reading:
                     return
                 try:
                     looked = yield Look(shard, names, visit.view.view)
-                except TransientError:
-                    looked = self._failed()
+                except REDIS_FAULTS as error:
+                    looked = self._failed(visit.view, error)
             if looked is AWAY:
                 visit.away = True
                 return
@@ -573,7 +581,8 @@ class Reading:
             visit.fields |= zip(names, fields, strict=True)  # whoever is interrupted here may have them
             try:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
-            except TransientError:
+            except REDIS_FAULTS as error:
+                self._note_fault(visit.view, error)
                 visit.away = True
                 return list(left), False
             is_held |= "HELD" in answers
@@ -691,8 +700,8 @@ class Reading:
                     self.counts["filled" if filled.outcome is Outcome.APPLIED else filled.outcome.lower()] += 1
                     if filled.reason:
                         self.counts[f"refused:{filled.reason}"] += 1
-        except TransientError:
-            self.counts["down"] += 1  # the values are good; only the cache did not take them
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)  # the values are good; only the cache did not take them
             return
         ended = [name for name in encoded if visit.fields.get(name) == name]
         for name in ended:  # by the fill
@@ -705,8 +714,8 @@ class Reading:
         try:
             for shard, leased in self._by_shard(fields).items():
                 yield Lease(shard, tuple(fields[name] for name in leased), 0.0)
-        except StaleproofError:
-            self.counts["down"] += 1
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)
 
     # -- small parts
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cdc.errors import ConfigError, TransientError
+from cdc.errors import ConfigError, FatalError, TransientError
 from invalidator.entry import Kind
 from invalidator.herd import Limits
 from invalidator.near import Near
@@ -393,8 +393,11 @@ def test_a_region_has_passed_a_token(
 # --- when something is away -------------------------------------------------------------------------------------------
 
 
-def test_a_redis_that_is_away_costs_a_load_and_no_error(reader: Driver, region: ScriptedRegion) -> None:
-    region.fails = TransientError("away")
+@pytest.mark.parametrize("fault", [TransientError("away"), FatalError("wrong password")])
+def test_a_redis_that_is_away_costs_a_load_and_no_error(
+    reader: Driver, region: ScriptedRegion, fault: Exception
+) -> None:
+    region.fails = fault
     assert reader.get("contact", 7, loaded(1)) == 1
     assert region.fills == []
 
