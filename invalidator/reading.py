@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from cdc.errors import BadRecord, ConfigError, StaleproofError, TransientError
+from cdc.errors import BadRecord, ConfigError, FatalError, TransientError
 from invalidator import entry as entries
 from invalidator.codecs import Coder
 from invalidator.guard import Fill, Outcome
@@ -156,6 +156,9 @@ Flow: TypeAlias = Generator[Act, Any, T]
 _CLOCK = "clock"
 """The flight of a question for the database's time; those of loads are named by view and key."""
 
+REDIS_FAULTS = (TransientError, FatalError)
+"""What a region raises, whether it passes by itself or a person must mend it: the database has the values anyway."""
+
 AWAY = Looked("AWAY", "", "", ())
 """Stands for a reply that did not come."""
 
@@ -211,21 +214,28 @@ class Reading:
     ) -> None:
         """`share` gives random numbers of 0..1, `owner` is 16 hexadecimal digits that no other process has."""
         self.counts = Counts()
-        self.near = None if near is None else NearCache(near)
         self._refresh_after = 1.0 if near is None else near.refresh_after
         self._layout = layout
         self._limits = limits
-        self._owner = owner
+        self._near_settings = near
+        self._make_flight = make_flight
         self._clock = clock
         self._share = share
         self._alarm = alarm
-        self._flights = Flights(make_flight)
-        self._gate = LoadGate(limits.loads, make_flight)
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._database_clock = DatabaseClock()
-        self._closed: set[str] = set()
+        self._closed: set[tuple[str, int]] = set()
         self._last_watermark = ("", "", parse_watermark("", ""))
         self._renewed: set[tuple[str, str]] = set()
+        self.begin(owner)
+
+    def begin(self, owner: str) -> None:
+        """Also in a child of the process: what others have under way there never ends, and their locks stay taken."""
+        self._owner = owner
+        self._flights = Flights(self._make_flight)
+        self._gate = LoadGate(self._limits.loads, self._make_flight)
+        self.near = None if self._near_settings is None else NearCache(self._near_settings)
+        self._renewed.clear()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
         """The value of one key, past the near cache (`nearby`)."""
@@ -236,8 +246,8 @@ class Reading:
             shard = self._layout.place(name)[0]
             try:
                 looked = seen[shard] = yield Look(shard, (name,), view.view)
-            except TransientError:
-                seen[shard] = self._failed()
+            except REDIS_FAULTS as error:
+                seen[shard] = self._failed(view, error)
             else:
                 self._breaker.succeeded()
                 data = looked.entries[0]
@@ -299,7 +309,7 @@ class Reading:
         for shard in range(self._layout.shards):
             try:
                 looked: Looked = yield Look(shard, (), view)
-            except TransientError:
+            except REDIS_FAULTS:
                 return False
             mark = parse_watermark(looked.watermark, looked.epoch)
             related = relation(token.history, mark.history)
@@ -358,11 +368,16 @@ class Reading:
         finally:
             self._flights.land(_CLOCK, None)
 
-    def _failed(self) -> Looked:
+    def _failed(self, view: TypedView[Any], error: Exception) -> Looked:
         """Redis did not answer."""
         self._breaker.failed(self._clock())
-        self.counts["down"] += 1
+        self._note_fault(view, error)
         return AWAY
+
+    def _note_fault(self, view: TypedView[Any], error: Exception) -> None:
+        self.counts["down"] += 1
+        if isinstance(error, FatalError):  # a wrong password, say: the application goes on without its cache
+            self._alarm("region_refuses", view.view.name)
 
     def _look(self, visit: _Visit, left: dict[str, Any], seen: Mapping[int, Looked]) -> Flow[None]:
         """Look for what is left in Redis; what may be served is found, and left no more."""
@@ -375,13 +390,13 @@ class Reading:
                     return
                 try:
                     looked = yield Look(shard, names, visit.view.view)
-                except TransientError:
-                    looked = self._failed()
+                except REDIS_FAULTS as error:
+                    looked = self._failed(visit.view, error)
             if looked is AWAY:
                 visit.away = True
                 return
             self._breaker.succeeded()
-            self._note_status(visit, looked)
+            self._note_status(visit, shard, looked)
             if looked.status != "OPEN":
                 self.counts[looked.status.lower()] += len(names)
                 visit.marks[shard] = self._watermark(looked)
@@ -567,8 +582,8 @@ class Reading:
             visit.fields |= zip(names, fields, strict=True)  # whoever is interrupted here may have them
             try:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
-            except TransientError:
-                self.counts["down"] += 1
+            except REDIS_FAULTS as error:
+                self._note_fault(visit.view, error)
                 visit.away = True
                 return list(left), False
             is_held |= "HELD" in answers
@@ -594,7 +609,7 @@ class Reading:
             visit.found[name] = Found(loaded.value[name], kept, own=known if loaded.own else None)
             if kept is not None:
                 self._keep(visit.view, name, kept)
-        yield from self._store(visit, encoded, None if loaded.own else loaded.proof)
+        yield from self._store(visit, encoded, None if loaded.own else loaded.stored)
 
     def _prove(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[tuple[Loaded, dict[str, Evidence]]]:
         """Load; once more, from the primary, where that does not prove what is asked for."""
@@ -623,7 +638,8 @@ class Reading:
             evidence = of_load(seen.history, seen.text, loaded.proof.as_of_ms, mark)
             later = (relation(seen.history, mark.history), relation(seen.history, asked_for))
             replaced = Relation.EARLIER in later  # a server that is the primary no more
-            known[name] = msgspec.structs.replace(evidence, final=loaded.begun_now and not replaced)
+            final = loaded.begun_now and not replaced
+            known[name] = msgspec.structs.replace(evidence, final=final, showed=loaded.showed)
         return known
 
     def _against(self, visit: _Visit, keys: Collection[str], evidences: Mapping[str, Evidence]) -> str | None:
@@ -685,8 +701,8 @@ class Reading:
                     self.counts["filled" if filled.outcome is Outcome.APPLIED else filled.outcome.lower()] += 1
                     if filled.reason:
                         self.counts[f"refused:{filled.reason}"] += 1
-        except TransientError:
-            self.counts["down"] += 1  # the values are good; only the cache did not take them
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)  # the values are good; only the cache did not take them
             return
         ended = [name for name in encoded if visit.fields.get(name) == name]
         for name in ended:  # by the fill
@@ -699,8 +715,8 @@ class Reading:
         try:
             for shard, leased in self._by_shard(fields).items():
                 yield Lease(shard, tuple(fields[name] for name in leased), 0.0)
-        except StaleproofError:
-            self.counts["down"] += 1
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)
 
     # -- small parts
 
@@ -717,15 +733,16 @@ class Reading:
         if reading is not None:
             self._database_clock.observe(reading.time_ms, reading.asked)
 
-    def _note_status(self, visit: _Visit, looked: Looked) -> None:
+    def _note_status(self, visit: _Visit, shard: int, looked: Looked) -> None:
         view = visit.view.view.name
         if looked.status == "OPEN":
-            self._closed.discard(view)
+            self._closed.discard((view, shard))
             return
         visit.fillable = False
-        if view not in self._closed:
-            self._closed.add(view)
-            self._gate.raised(self._clock())
+        if (view, shard) in self._closed:  # one that stays closed beside open ones is not raised again and again
+            return
+        self._closed.add((view, shard))
+        self._gate.raised(self._clock())
         if self.near is not None:
             self.near.forget_view(view)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cdc.errors import ConfigError, TransientError
+from cdc.errors import ConfigError, FatalError, TransientError
 from invalidator.entry import Kind
 from invalidator.herd import Limits
 from invalidator.near import Near
 from invalidator.reading import OnDoubt, Overloaded, Unproven
 from invalidator.sessions import SourceFault
-from invalidator.tokens import Session, Token
+from invalidator.tokens import NEVER_COVERED, Session, Token
 from tests.unit.invalidator.scripted import HISTORY, NOW_MS, Database, Driver, ScriptedRegion, p, stored, watermark
 
 SEEN = p(10, 12, 11)
@@ -68,7 +68,7 @@ def test_a_standbys_fill_carries_what_was_replayed_before_it(
     database.identity, database.seen = ("one", True, HISTORY), ("one", True, "10:12:", NOW_MS)
     database.end = ("10:12:", True)
     reader.get("contact", 7, loaded(1))
-    assert region.fills[0].seen == f"s{10:016x}{0x64:016x}"
+    assert region.fills[0].seen == f"s{10:016x}{0x64:016x}{0x65:016x}"
 
 
 UNPROVEN = [
@@ -332,6 +332,28 @@ def test_a_session_is_never_shown_less_than_before(reader: Driver, region: Scrip
     assert reader.get("contact", 7, loaded("again"), token=session) == "again"
 
 
+def test_a_session_remembers_what_a_standby_replayed_during_the_load(
+    kind: str, region: ScriptedRegion, database: Database
+) -> None:
+    standby = Database()
+    standby.identity, standby.seen = ("one", True, HISTORY), ("one", True, "10:12:", NOW_MS)
+    standby.end = ("10:12:", True)
+    reader, session = Driver(kind, region, standby, primary=database), Session()
+    assert reader.get("contact", 7, loaded(), token=session) == "loaded"
+    assert session.token == Token(HISTORY, (), f"{0x65:016x}", NEVER_COVERED)
+    region.entries["contact:7"] = stored("contact:7", seen=p(10, 11))
+    region.watermark = watermark(NOW_MS, lsn=0x64)
+    assert reader.get("contact", 7, loaded("again"), token=session) == "again"
+    region.watermark = watermark(NOW_MS, lsn=0x65)
+    hit = Session(f"1.{HISTORY}..65.{NEVER_COVERED}")
+    assert reader.get("contact", 7, pytest.fail, token=hit) == {"email": "a"}
+    region.entries["contact:7"] = stored("contact:7", seen=f"s{10:016x}{0x64:016x}{0x66:016x}")
+    session = Session()
+    assert reader.get("contact", 7, pytest.fail, token=session) == {"email": "a"}
+    assert session.token == Token(HISTORY, (), f"{0x66:016x}", NEVER_COVERED)
+    reader.close()
+
+
 def test_a_session_that_was_lost_asks_the_primary_once(reader: Driver, region: ScriptedRegion) -> None:
     region.entries["contact:7"] = stored("contact:7", seen=p(13, 13))
     session = Session("rubbish")
@@ -371,8 +393,11 @@ def test_a_region_has_passed_a_token(
 # --- when something is away -------------------------------------------------------------------------------------------
 
 
-def test_a_redis_that_is_away_costs_a_load_and_no_error(reader: Driver, region: ScriptedRegion) -> None:
-    region.fails = TransientError("away")
+@pytest.mark.parametrize("fault", [TransientError("away"), FatalError("wrong password")])
+def test_a_redis_that_is_away_costs_a_load_and_no_error(
+    reader: Driver, region: ScriptedRegion, fault: Exception
+) -> None:
+    region.fails = fault
     assert reader.get("contact", 7, loaded(1)) == 1
     assert region.fills == []
 

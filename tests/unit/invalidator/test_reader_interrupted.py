@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from asyncio import CancelledError
 from typing import Any
 
@@ -11,6 +12,7 @@ from cdc.snapshots import parse_pg_snapshot
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
 from invalidator.judging import Need
+from invalidator.layout import Layout
 from invalidator.loading import ClockReading, Loaded, Proof
 from invalidator.near import Near
 from invalidator.reader import note_shown
@@ -36,8 +38,12 @@ class Flight:
 
 @pytest.fixture
 def reading() -> Reading:
+    return make(ScriptedRegion().layout)
+
+
+def make(layout: Layout) -> Reading:
     return Reading(
-        ScriptedRegion().layout,
+        layout,
         Limits(loads=2),
         Near(),
         owner="0" * 16,
@@ -140,6 +146,20 @@ def test_one_read_at_a_time_asks_for_the_databases_clock(reading: Reading) -> No
     assert isinstance(second.send(True), Look)
 
 
+def test_a_shard_that_stays_closed_beside_an_open_one_slows_no_loads() -> None:
+    reading = make(ScriptedRegion(shards=2).layout)
+    times = []
+    reading._gate.raised = times.append  # type: ignore[method-assign]  # to see when
+    shards = {reading._layout.place(f"contact:{key}")[0]: key for key in range(20)}
+    for _ in range(3):
+        for shard, status in ((0, "CLOSED"), (1, "OPEN")):
+            flow = reading.get(VIEW, shards[shard])
+            next(flow)
+            flow.send(Looked(status, watermark(NOW_MS), EPOCH, [None]))
+            flow.close()
+    assert len(times) == 1
+
+
 def test_a_session_remembers_what_its_own_transaction_showed(reading: Reading) -> None:
     session = Session()
     flow = reading.get(VIEW, 7, Need(track=True), snapshot=object())
@@ -168,3 +188,20 @@ def test_a_standby_is_not_taken_for_the_primary(driver: Driver, need: dict[str, 
 def test_a_primary_that_a_tokens_history_has_left_behind_shows_it_not(driver: Driver) -> None:
     with pytest.raises(Unproven, match="token"):
         driver.get("contact", 7, lambda _: "old", token=Token("77:2", (f"{5:016x}",)))
+
+
+def test_a_child_does_not_wait_for_loads_that_its_parent_has_under_way() -> None:
+    reader = Driver("threads", ScriptedRegion(), Database(), limits=Limits(loads=1, wait_seconds=0.2), near=Near())
+    keys = (7, 8)
+
+    def load(_: Any) -> str:
+        pid = os.fork()
+        if pid:
+            return f"child ended with {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+        status = 2
+        try:
+            status = int([reader.get("contact", key, lambda _: "value") for key in keys] != ["value"] * 2)
+        finally:
+            os._exit(status)
+
+    assert reader.get("contact", 7, load) == "child ended with 0"
