@@ -144,8 +144,11 @@ class Prover:
         return self._in_theirs(session)
 
     def _in_our_transaction(self, session: Any) -> Steps[Loaded]:
-        if not session.autocommit:
-            raise ConfigError("the reader needs connections in autocommit mode: it opens the transaction itself")
+        if not session.autocommit or session.info.transaction_status:
+            raise ConfigError(
+                "the reader needs connections in autocommit mode, in no transaction: it opens and ends one itself; "
+                "inside one of yours pass snapshot=, from reader.snapshot(connection)"
+            )
         server = self._servers.get(session) or (yield from self._identify(session))
         replayed, replayed_by = 0, server.name
         if server.standby:

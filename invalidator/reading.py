@@ -271,7 +271,11 @@ class Reading:
                 wanted[name] = key
             else:
                 near[name] = found
-        read = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        try:
+            read = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        except BaseException:  # nobody runs their flows now
+            self._renewed -= {(view.view.name, name) for name, one in near.items() if one.again is not None}
+            raise
         every = near | read
         return {key: every[name] for key, name in names.items()}
 

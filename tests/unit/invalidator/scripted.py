@@ -55,6 +55,7 @@ class Database:
 
     def __init__(self) -> None:
         self.autocommit = True
+        self.transaction_status = 0
         self.pgconn = object()  # psycopg's mark
         self.identity: tuple[Any, ...] = ("one", False, HISTORY)
         self.replayed: tuple[Any, ...] = ("one", "0/64")
@@ -114,6 +115,7 @@ class _Connection:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.pgconn = database.pgconn
+        self.info = database  # of which the transaction's status is asked
 
     @property
     def autocommit(self) -> bool:

@@ -124,8 +124,11 @@ def test_a_database_that_is_away_is_a_fault_of_ours(reader: Driver, database: Da
         reader.get("contact", 7, loaded())
 
 
-def test_a_connection_in_a_transaction_of_its_own_is_refused(reader: Driver, database: Database) -> None:
-    database.autocommit = False
+@pytest.mark.parametrize(("autocommit", "status"), [(False, 0), (True, 2)])
+def test_a_connection_in_a_transaction_of_its_own_is_refused(
+    reader: Driver, database: Database, autocommit: bool, status: int
+) -> None:
+    database.autocommit, database.transaction_status = autocommit, status
     with pytest.raises(ConfigError, match="autocommit"):
         reader.get("contact", 1, pytest.fail)
 
@@ -617,6 +620,19 @@ def test_a_value_past_half_of_its_bound_is_served_and_looked_for_again(near: Dri
     _finish_aside(near)
     assert near.wait(view.get(7)) == "new"
     assert near.counts["near"] == 2
+
+
+def test_an_ageing_value_beside_one_that_fails_is_looked_for_the_next_time(
+    near: Driver, region: ScriptedRegion, database: Database
+) -> None:
+    view = bounded(near, max_staleness=5)
+    region.watermark = watermark(NOW_MS - 4_000)
+    region.entries["contact:7"] = stored("contact:7")
+    assert near.wait(view.get(7)) == {"email": "a"}
+    database.fails = OSError("away")
+    with pytest.raises(SourceFault):
+        near.wait(view.get_many([7, 8]))
+    assert not near.reader.reading._renewed
 
 
 def test_ageing_values_are_not_looked_for_twice_at_a_time(near: Driver, region: ScriptedRegion) -> None:
