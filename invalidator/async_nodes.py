@@ -22,7 +22,7 @@ from redis.exceptions import AskError, MovedError
 
 from invalidator.node import Node
 from invalidator.nodes import Connection, Nodes, connect
-from invalidator.redis_errors import LIBRARY_MISSING, Fault, judge
+from invalidator.redis_errors import LIBRARY_MISSING, Fault, Remedy, judge
 
 _SHARED = ("db", "username", "password", "socket_connect_timeout", "path", "driver_info")
 _ASKING = hiredis.pack_command(("ASKING",))
@@ -47,8 +47,11 @@ class AsyncNodes:
                 node, asking = route.throw(error)
 
     def doubt(self, fault: Fault) -> None:
-        """As of `Nodes`."""
+        """As of `Nodes`. Our own connections may lead to a server that was replaced behind its address."""
         self._nodes.doubt(fault)
+        if fault.remedy is Remedy.RECONNECT:
+            for server in self._servers.values():
+                server.drop()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -90,9 +93,19 @@ class _Server:
         self._pool = pool
         self._seconds = seconds
         self._kept: list[Any] = []
+        self._dropped: list[Any] = []
+
+    def drop(self) -> None:
+        """Use none of the kept connections again."""
+        self._dropped += self._kept
+        self._kept.clear()
 
     async def connection(self) -> tuple[Any, bool]:
         """A connection that this task alone has, and whether it was used before."""
+        while self._dropped:
+            dropped = self._dropped.pop()
+            await dropped.disconnect(nowait=True)
+            await self._pool.release(dropped)
         if self._kept:
             return self._kept.pop(), True
         return await self.new_connection(), False
@@ -129,6 +142,7 @@ class _Server:
     async def aclose(self) -> None:
         """Close every connection."""
         self._kept.clear()
+        self._dropped.clear()
         await self._pool.aclose()
 
 

@@ -13,9 +13,11 @@ All decisions are in `reading.py`; here they are carried out. `AsyncCacheReader`
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -178,6 +180,7 @@ class CacheReader:
             make_flight=_Flight,
             alarm=alarm,
         )
+        _READERS.add(self)
 
     @property
     def counts(self) -> Counts:
@@ -366,6 +369,12 @@ class CacheReader:
                 raise fault(error) from error
             yield session
 
+    def begin_in_child(self) -> None:
+        """In a child of the process: nothing that its parent has under way ends here."""
+        self._owner = token_hex(8)
+        self._aside = None
+        self.reading.begin(self._owner)
+
     def _run_aside(self, flow: Flow[Any]) -> None:
         if self._aside is None:
             self._aside = ThreadPoolExecutor(ASIDE_THREADS, thread_name_prefix="staleproof")
@@ -377,6 +386,18 @@ class CacheReader:
                 self.counts["aside_failed"] += 1
 
         self._aside.submit(run)
+
+
+_READERS: weakref.WeakSet[CacheReader] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for reader in list(_READERS):
+        reader.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class _Flight:
@@ -414,8 +435,8 @@ def note_shown(token: Token | Session | str | None, need: Need, found: Iterable[
     """Tell a session what its read showed."""
     if need.track and isinstance(token, Session):
         for one in found:
-            if one.kept is not None:
-                token.add(shown_by(one.kept.evidence))
+            if one.evidence is not None:
+                token.add(shown_by(one.evidence))
                 token.lost = False
 
 

@@ -21,6 +21,9 @@ TEXT_CHARACTERS_MAX = 1_024
 """A longer text is no token: cookies end at 4,096."""
 
 STAMPS_MAX = 8
+SEEN_MAX = 33 + 16 * 32
+"""A read that saw so much beside running transactions is remembered as if those had ended: it asks for more."""
+
 NO_LSN = "0" * 16
 NOTHING_SEEN = ""
 NEVER_COVERED = "p" + "f" * 32
@@ -90,14 +93,11 @@ class Token(msgspec.Struct, frozen=True):
         if other.empty or relation(other.history, self.history) is Relation.EARLIER:
             return other if self.empty else self
         if self.empty or self.history != other.history:
-            return other
+            return _fitting(other)
         stamps = tuple(sorted({*self.stamps, *other.stamps}))
         seen = _union(self.seen, other.seen)
-        if len(stamps) > STAMPS_MAX:
-            after = f"{int(stamps[-1], 16) + 1:016x}"
-            stamps, seen = (), _union(seen, f"p{after}{after}")
         lsn = NO_LSN if NO_LSN in (self.lsn, other.lsn) else max(self.lsn, other.lsn)
-        return Token(self.history, stamps, lsn, seen)
+        return _fitting(Token(self.history, stamps, lsn, seen))
 
 
 class Session:
@@ -123,7 +123,7 @@ class Session:
 
     def add(self, token: Token) -> None:
         """From now on this must be shown too."""
-        self.token = token if self.token is None else self.token.and_also(token)
+        self.token = Token(token.history).and_also(token) if self.token is None else self.token.and_also(token)
 
 
 def is_shown(
@@ -148,6 +148,17 @@ def includes(proof: str, seen: str) -> bool:
         running = split_stamps(seen[33:])
         return proof[17:33] >= xmax and all(x >= xmax or x in running for x in split_stamps(proof[33:]))
     return kind == "s" and proof[1:17] >= xmax
+
+
+def _fitting(token: Token) -> Token:
+    """One that asks for this or more, and whose text is none too long."""
+    stamps, seen = token.stamps, token.seen
+    if len(stamps) > STAMPS_MAX:
+        after = f"{min(int(max(stamps), 16) + 1, 2**64 - 1):016x}"
+        stamps, seen = (), _union(seen, f"p{after}{after}")
+    if len(seen) > SEEN_MAX:
+        seen = f"p{seen[17:33]}{seen[17:33]}"
+    return Token(token.history, stamps, token.lsn, seen)
 
 
 def _union(one: str, other: str) -> str:

@@ -100,3 +100,21 @@ def test_what_is_no_primarys_proof_shows_a_read_only_by_its_xmin(proof: str) -> 
     seen = Token("7:1", seen=f"p{text(9, 9)}")
     assert is_shown(seen, (proof,)) is (proof[:1] == "s")
     assert not is_shown(Token("7:1", seen=f"p{text(10, 10)}"), (proof,))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Token("7:1", seen=f"p{text(*range(10, 99))}"),
+        Token("7:1", tuple(map(text, range(20)))),
+        Token("7:1", (*map(text, range(8)), "f" * 16)),
+    ],
+)
+def test_a_session_that_was_shown_much_leaves_a_text_that_can_be_read(shown: Token) -> None:
+    session = Session()
+    session.add(shown)
+    left = Session(session.text)
+    assert not left.lost
+    assert left.token is not None
+    assert is_shown(left.token, (f"p{'f' * 32}",))
+    assert not is_shown(left.token, (f"p{text(1, 1)}",))
