@@ -2,6 +2,9 @@
 
 Who serves is found out by `nodes.py`, the same code as for threads: mostly it knows, and where it has to ask first it
 does so in a thread. Here requests are sent, on connections of our own: one that timed out or was cancelled is closed.
+
+One deadline holds for a request with its reply, and one for a new connection with its greeting. redis-py's own, one for
+sending and one for reading, costs a task per request.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeAlias
 
+import hiredis
 import redis.asyncio
 from redis.asyncio.connection import Connection as TcpConnection
 from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
@@ -20,7 +24,8 @@ from invalidator.node import Node
 from invalidator.nodes import Connection, Nodes, connect
 from invalidator.redis_errors import LIBRARY_MISSING, Fault, Remedy, judge
 
-_SHARED = ("db", "username", "password", "socket_timeout", "socket_connect_timeout", "path", "driver_info")
+_SHARED = ("db", "username", "password", "socket_connect_timeout", "path", "driver_info")
+_ASKING = hiredis.pack_command(("ASKING",))
 Place: TypeAlias = tuple[Any, Any, Any]
 
 
@@ -67,7 +72,7 @@ class AsyncNodes:
         except redis.ResponseError as error:
             if judge(str(error)) is not LIBRARY_MISSING or not await asyncio.to_thread(node.load_if_allowed):
                 raise
-        return await server.exchange(await server.pool.get_connection(), command, asking=asking)
+        return await server.exchange(await server.new_connection(), command, asking=asking)
 
     def _server(self, node: Node) -> _Server:
         """What is behind a node now: of Sentinel's primary the address changes."""
@@ -76,15 +81,17 @@ class AsyncNodes:
             raise redis.ConnectionError("no Sentinel has named the primary yet")
         server = self._servers.get(place)
         if server is None:
-            server = self._servers[place] = _Server(_pool(node, place))
+            seconds = node.client.connection_pool.connection_kwargs["socket_timeout"]
+            server = self._servers[place] = _Server(_pool(node, place), seconds)
         return server
 
 
 class _Server:
     """One server, and the connections to it that nobody uses now. All that is sent may run twice."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
+    def __init__(self, pool: Any, seconds: float) -> None:
+        self._pool = pool
+        self._seconds = seconds
         self._kept: list[Any] = []
         self._dropped: list[Any] = []
 
@@ -98,25 +105,36 @@ class _Server:
         while self._dropped:
             dropped = self._dropped.pop()
             await dropped.disconnect(nowait=True)
-            await self.pool.release(dropped)
+            await self._pool.release(dropped)
         if self._kept:
             return self._kept.pop(), True
-        return await self.pool.get_connection(), False
+        return await self.new_connection(), False
+
+    async def new_connection(self) -> Any:
+        """One that has just been opened."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await self._pool.get_connection()
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"no connection within {self._seconds} s") from error
 
     async def exchange(self, connection: Any, command: tuple[Any, ...], *, asking: bool) -> Any:
         """One request and its reply. A connection whose reply did not come is closed: no other caller gets it."""
         try:
-            if asking:
-                await connection.send_packed_command(connection.pack_command("ASKING"), check_health=False)
-                await connection.read_response()
-            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            reply = await connection.read_response()
+            async with asyncio.timeout(self._seconds):
+                if asking:
+                    await connection.send_packed_command(_ASKING, check_health=False)
+                    await connection.read_response()
+                await connection.send_packed_command(hiredis.pack_command(command), check_health=False)
+                reply = await connection.read_response()
         except redis.ResponseError:
             self._kept.append(connection)
             raise
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
-            await self.pool.release(connection)
+            await self._pool.release(connection)
+            if isinstance(error, TimeoutError):
+                raise redis.TimeoutError(f"no reply within {self._seconds} s") from error
             raise
         self._kept.append(connection)
         return reply
@@ -125,7 +143,7 @@ class _Server:
         """Close every connection."""
         self._kept.clear()
         self._dropped.clear()
-        await self.pool.aclose()
+        await self._pool.aclose()
 
 
 def connect_async(options: Connection) -> AsyncNodes:
@@ -140,4 +158,4 @@ def _pool(node: Node, place: Place) -> ConnectionPool:
     kind: Any = UnixDomainSocketConnection if path else SSLConnection if node.encrypted else TcpConnection
     if not path:
         kwargs |= {"host": host, "port": port}
-    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), **kwargs)
+    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), socket_timeout=None, **kwargs)

@@ -77,7 +77,8 @@ class AsyncCachedView(Generic[T]):
         found = self._reader.nearby(self._view, key, need)
         if found is None:
             found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
-        note_shown(token, need, [found])
+        if need.track:
+            note_shown(token, need, [found])
         value: T | None = found.value
         return value
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import redis
+
 from invalidator import reader_commands
 from invalidator.async_nodes import AsyncNodes
 from invalidator.guard import Fill
@@ -40,6 +42,9 @@ class AsyncRegion:
         await self._nodes.aclose()
 
     async def _call(self, command: str, request: Request) -> list[bytes]:
-        with judging(self.name, self._nodes.doubt):
+        try:
             reply: list[bytes] = await self._nodes.call(str(request[2]), command, *request)
+        except (redis.RedisError, OSError):
+            with judging(self.name, self._nodes.doubt):
+                raise
         return reply

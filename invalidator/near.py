@@ -53,11 +53,12 @@ class NearCache:
 
     def find(self, view: str, name: str) -> Kept | None:
         """What is kept of a key, if its generation is still the view's."""
+        key = (view, name)
         with self._lock:  # whoever walks through the values must not see them move
-            kept = self._kept.get((view, name))
+            kept = self._kept.get(key)
             if kept is None or kept.generations != self._generations.get(view):
                 return None
-            self._kept.move_to_end((view, name))
+            self._kept.move_to_end(key)
         return kept
 
     def moved_on(self, view: str, generations: str) -> None:

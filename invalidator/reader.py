@@ -121,7 +121,8 @@ class CachedView(Generic[T]):
         found = self._reader.nearby(self._view, key, need)
         if found is None:
             found = self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
-        note_shown(token, need, [found])
+        if need.track:
+            note_shown(token, need, [found])
         value: T | None = found.value
         return value
 

@@ -225,6 +225,7 @@ class Reading:
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._database_clock = DatabaseClock()
         self._closed: set[tuple[str, int]] = set()
+        self._last_watermark = ("", "", parse_watermark("", ""))
         self._renewed: set[tuple[str, str]] = set()
         self.begin(owner)
 
@@ -240,7 +241,8 @@ class Reading:
         """The value of one key, past the near cache (`nearby`)."""
         name = view.name(key)
         seen: dict[int, Looked] = {}
-        if need.nothing and self._breaker.is_closed:  # the shortest way to the commonest answer
+        judgeable = need.bound_ms is None or self._now_ms() is not None
+        if judgeable and not need.strong and self._breaker.is_closed:  # the shortest way to the commonest answer
             shard = self._layout.place(name)[0]
             try:
                 looked = seen[shard] = yield Look(shard, (name,), view.view)
@@ -250,23 +252,11 @@ class Reading:
                 self._breaker.succeeded()
                 data = looked.entries[0]
                 if data is not None:
-                    found = self._as_it_is(view, name, data)
-                    if found is not None:
+                    found, against = self._judge(view, need, name, data, looked)
+                    if found is not None and against is None:
+                        self.counts["hit"] += 1
                         return found
         return (yield from self._read(view, {name: key}, need, snapshot, seen))[name]
-
-    def _as_it_is(self, view: TypedView[T], name: str, data: bytes) -> Found | None:
-        """The value of a readable entry, for who asks for nothing more; None for whatever is not quite right."""
-        known = entries.peek(data, view.name_bytes, name.encode())
-        if known is None:
-            return None
-        content, encoding, begins = known
-        try:
-            value = None if content == "a" else view.coder.decode(encoding, memoryview(data)[begins:])
-        except BadRecord:
-            return None
-        self.counts["hit"] += 1
-        return Found(value)
 
     def get_many(
         self, view: TypedView[T], keys: Iterable[Any], need: Need = ANY, snapshot: Any = None
@@ -300,7 +290,7 @@ class Reading:
         now_ms = self._now_ms()
         if objection(need, kept.evidence, now_ms) is not None:
             return None
-        found = _decoded(view, kept)
+        found = Found(kept.value, kept) if kept.view is view else _decoded(view, kept)
         if found is None:
             return None
         self.counts["near"] += 1
@@ -413,48 +403,59 @@ class Reading:
             self._note_status(visit, shard, looked)
             if looked.status != "OPEN":
                 self.counts[looked.status.lower()] += len(names)
-                visit.marks[shard] = parse_watermark(looked.watermark, looked.epoch)
+                visit.marks[shard] = self._watermark(looked)
                 continue
             if not visit.need.nothing or None in looked.entries:
-                visit.marks[shard] = parse_watermark(looked.watermark, looked.epoch)
+                visit.marks[shard] = self._watermark(looked)
             for name, data in zip(names, looked.entries, strict=True):
                 if data is None:
                     self.counts["miss"] += 1
-                elif self._serve(visit, shard, name, data):
+                elif self._serve(visit, looked, name, data):
                     del left[name]
 
-    def _serve(self, visit: _Visit, shard: int, name: str, data: bytes) -> bool:
+    def _serve(self, visit: _Visit, looked: Looked, name: str, data: bytes) -> bool:
         """Judge one entry; True where it is found."""
-        view, need, key = visit.view, visit.need, name.encode()
+        found, against = self._judge(visit.view, visit.need, name, data, looked)
+        if found is not None and against is None:
+            self.counts["hit"] += 1
+            visit.found[name] = found
+            return True
+        self.counts[str(against)] += 1
+        if against == "foreign":
+            self._alarm("foreign_entry", visit.view.view.name)
+        elif against == "old" and found is not None:
+            visit.spares[name] = found
+        return False
+
+    def _judge(
+        self, view: TypedView[Any], need: Need, name: str, data: bytes, looked: Looked
+    ) -> tuple[Found | None, str | None]:
+        """What an entry holds, and why it will not do: foreign, undecodable, token or old; None where it will."""
+        key = name.encode()
         known = entries.peek(data, view.name_bytes, key)
         if known is None:
-            self.counts["foreign"] += 1
-            self._alarm("foreign_entry", view.view.name)
-            return False
+            return None, "foreign"
         content, encoding, begins = known
-        payload = None if content == "a" else data[begins:]
         try:
+            if need.nothing:  # no need to copy the payload
+                return Found(None if content == "a" else view.coder.decode(encoding, memoryview(data)[begins:])), None
+            payload = None if content == "a" else data[begins:]
             value = None if payload is None else view.coder.decode(encoding, payload)
-            if need.nothing:
-                self.counts["hit"] += 1
-                visit.found[name] = Found(value)
-                return True
             seen, as_of_ms, event = entries.shown(data, begins - len(view.name_bytes) - len(key))
         except BadRecord:
-            self.counts["undecodable"] += 1
-            return False
-        evidence = of_entry(seen, as_of_ms, visit.marks[shard], event=event)
+            return None, "undecodable"
+        evidence = of_entry(seen, as_of_ms, self._watermark(looked), event=event)
         kept = self._kept(view, value, payload, encoding, evidence, entries.generations(data) if self.near else "")
         self._keep(view, name, kept)
-        against = objection(need, evidence, self._now_ms())
-        if against is None:
-            self.counts["hit"] += 1
-            visit.found[name] = Found(value, kept)
-            return True
-        self.counts[against] += 1
-        if against == "old":
-            visit.spares[name] = Found(value, kept)
-        return False
+        return Found(value, kept), objection(need, evidence, self._now_ms())
+
+    def _watermark(self, looked: Looked) -> Watermark:
+        """That of a reply; it changes a few times a second, so the last one is remembered."""
+        watermark, epoch, mark = self._last_watermark
+        if watermark != looked.watermark or epoch != looked.epoch:
+            mark = parse_watermark(looked.watermark, looked.epoch)
+            self._last_watermark = (looked.watermark, looked.epoch, mark)
+        return mark
 
     def _load_once(self, visit: _Visit, left: dict[str, Any]) -> Flow[None]:
         """Load what is left, each key once in this process: who comes second waits for the first."""
@@ -779,10 +780,14 @@ def _decoded(view: TypedView[Any], kept: Kept) -> Found | None:
         return None
 
 
+_SINGLE_PARTS = frozenset((int, str))
+"""The commonest keys: whether one is a Mapping takes 0.5 µs to find out."""
+
+
 def render(view: View, key: object) -> str:
     """The cache key: `key` is the one part of the template, a tuple of its parts, or a mapping. Raises ConfigError."""
     fields = view.key.fields
-    if len(fields) == 1 and not isinstance(key, Mapping | tuple):
+    if len(fields) == 1 and (type(key) in _SINGLE_PARTS or not isinstance(key, Mapping | tuple)):
         try:
             return view.key.render((key,))
         except BadRecord as error:

@@ -5,7 +5,9 @@ rounds in one process, each contestant measured alone, medians. `…_us` is wall
 own time, per read; of the `many` ones per key, 100 keys a call. No worker runs beside it: the shard is opened by hand,
 for the history and the stamps of a real PostgreSQL, so that misses are really loaded from a table and filled.
 
-- bare_get: `Redis.get` of redis-py, and the decoder. Nothing protects what it returns.
+- bare_get: `Redis.get` of redis-py with its own defaults, and the decoder. Nothing protects what it returns. The
+  defaults have a deadline, as our reader has, and in asyncio that costs redis-py a task per request. bare_no_deadline is
+  `socket_timeout=None`: faster, and it waits for ever for a server that hangs.
 - guarded_hit, bounded_hit: our reader, without and with `max_staleness`.
 - near_hit: the value lies in this process. Its type is frozen, so that all callers get one object and nothing is
   decoded. near_decoded: of a type that is not frozen, so that each caller gets an object of its own.
@@ -71,7 +73,8 @@ class Contact(msgspec.Struct, frozen=True):
     id: int
     email: str
     status: str
-    attributes: dict[str, str]
+    attributes: tuple[tuple[str, str], ...]
+    """Nothing in it can be set."""
 
 
 class OwnContact(msgspec.Struct):
@@ -80,7 +83,7 @@ class OwnContact(msgspec.Struct):
     id: int
     email: str
     status: str
-    attributes: dict[str, str]
+    attributes: list[tuple[str, str]]
 
 
 class Contestant(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +104,7 @@ encode, decode = msgspec.json.encode, msgspec.json.Decoder(Contact).decode
 
 def contact(number: int) -> Contact:
     """One of them."""
-    attributes = {f"field_{n}": f"value {number * n % 997} of field {n}" for n in range(16)}
+    attributes = tuple((f"field_{n}", f"value {number * n % 997} of field {n}") for n in range(15))
     return Contact(number, f"person{number}@example.org", "subscribed", attributes)
 
 
@@ -148,6 +151,8 @@ def summary(rounds: dict[str, list[Results]]) -> Results:
         **cpu,
         "guarded_hit_ratio": ratio("guarded_hit", "bare_get"),
         "guarded_hit_cpu_ratio": ratio("guarded_hit", "bare_get", "cpu_us"),
+        "no_deadline_ratio": ratio("guarded_hit", "bare_no_deadline"),
+        "no_deadline_cpu_ratio": ratio("guarded_hit", "bare_no_deadline", "cpu_us"),
         "bounded_hit_ratio": ratio("bounded_hit", "bare_get"),
         "bounded_hit_cpu_ratio": ratio("bounded_hit", "bare_get", "cpu_us"),
         "get_many_ratio": ratio("get_many", "bare_get_many"),
@@ -155,6 +160,8 @@ def summary(rounds: dict[str, list[Results]]) -> Results:
         "dogpile_get_ratio": ratio("guarded_hit", "dogpile_get"),
         "async_guarded_hit_ratio": ratio("async_guarded_hit", "async_bare_get"),
         "async_guarded_hit_cpu_ratio": ratio("async_guarded_hit", "async_bare_get", "cpu_us"),
+        "async_no_deadline_ratio": ratio("async_guarded_hit", "async_bare_no_deadline"),
+        "async_no_deadline_cpu_ratio": ratio("async_guarded_hit", "async_bare_no_deadline", "cpu_us"),
         "cashews_ratio": ratio("async_guarded_hit", "cashews_hit"),
         "cashews_get_ratio": ratio("async_guarded_hit", "cashews_get"),
     }
@@ -182,6 +189,8 @@ class _Field:
         self._async_contacts = self._async_reader.view("contact", no_load, type=Contact)
         self._bare = redis.Redis.from_url(url)
         self._async_bare = redis.asyncio.Redis.from_url(url)
+        self._no_deadline = redis.Redis.from_url(url, socket_timeout=None)
+        self._async_no_deadline = redis.asyncio.Redis.from_url(url, socket_timeout=None)
         self._dogpile = make_region(serializer=encode, deserializer=decode).configure(
             "dogpile.cache.redis", expiration_time=3600, arguments={"url": url, "redis_expiration_time": 7200}
         )
@@ -207,6 +216,7 @@ class _Field:
         many = partial(Contestant, wanted=some_contacts, reads=calls, per=MANY)
         return {
             "bare_get": one(read=self._bare_get),
+            "bare_no_deadline": one(read=self._bare_no_deadline),
             "guarded_hit": one(read=self._contacts.get, counts=ours, expected=hits),
             "bounded_hit": one(read=self._bounded.get, counts=ours, expected=hits),
             "near_hit": one(read=self._near.get, counts=near, expected=nears),
@@ -224,6 +234,7 @@ class _Field:
                 before=self._empty,
             ),
             "async_bare_get": one(read=self._async_bare_get, is_async=True),
+            "async_bare_no_deadline": one(read=self._async_bare_no_deadline, is_async=True),
             "async_guarded_hit": one(
                 read=self._async_contacts.get, counts=self._async_reader.counts, expected=hits, is_async=True
             ),
@@ -235,12 +246,16 @@ class _Field:
         """Close what belongs to the loop."""
         await self._async_region.aclose()
         await self._async_bare.aclose()
+        await self._async_no_deadline.aclose()
         await self._cashews.close()
 
     # -- one read each
 
     def _bare_get(self, number: int) -> Any:
         return decode(self._bare.get(f"bare:{number}"))  # type: ignore[arg-type]  # redis-py's union
+
+    def _bare_no_deadline(self, number: int) -> Any:
+        return decode(self._no_deadline.get(f"bare:{number}"))  # type: ignore[arg-type]  # as above
 
     def _dogpile_hit(self, number: int) -> Any:
         return self._dogpile.get_or_create(f"dogpile:{number}", no_load)
@@ -266,6 +281,9 @@ class _Field:
     async def _async_bare_get(self, number: int) -> Any:
         return decode(await self._async_bare.get(f"bare:{number}"))
 
+    async def _async_bare_no_deadline(self, number: int) -> Any:
+        return decode(await self._async_no_deadline.get(f"bare:{number}"))
+
     async def _cashews_hit(self, number: int) -> Any:
         return decode(await self._cashews_read(number))  # its pickler is off: the serialiser is ours
 
@@ -284,7 +302,7 @@ class _Field:
         row = connection.execute(
             "SELECT id, email, status, attributes FROM contacts WHERE id = %s", (number,)
         ).fetchone()
-        return None if row is None else Contact(*row)
+        return None if row is None else Contact(*row[:3], tuple(map(tuple, row[3])))
 
     async def _cashews_load(self, number: int) -> bytes:
         if not self._may_load:
@@ -294,7 +312,8 @@ class _Field:
 
 def own_contact(number: int) -> OwnContact:
     """The same contact, of the other type."""
-    return OwnContact(*msgspec.structs.astuple(contact(number)))
+    one = contact(number)
+    return OwnContact(one.id, one.email, one.status, list(one.attributes))
 
 
 def some_contacts(number: int) -> list[Contact]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -365,6 +366,20 @@ def test_a_reply_that_comes_late_is_never_anothers(site: Site, open_reader: Any,
         assert proxy.counts().connections > before
         assert reader.reader.counts["down"] == 1
         assert reader.reader.counts["foreign"] == 0
+
+
+def test_a_server_that_never_greets_is_given_up_in_time(site: Site, open_reader: Any, number: int) -> None:
+    """It accepts connections and says nothing: the deadline holds for a connection that is being opened as well."""
+    with FaultProxy(int(site.settings.regions["eu"].url.get_secret_value().rsplit(":", 1)[1].split("/")[0])) as proxy:
+        proxy.blackhole(Way.REPLIES)
+        reader = open_reader("eu", url=f"redis://127.0.0.1:{proxy.port}/0", limits=Limits(breaker_failures=100))
+        began = time.monotonic()
+        assert reader.email(number) == "first"
+        assert time.monotonic() - began < 4
+        assert reader.reader.counts["down"] == 1
+        proxy.heal()
+        assert [reader.email(number) for _ in range(3)] == ["first"] * 3
+        assert reader.reader.counts["hit"] >= 1
 
 
 def test_a_connection_whose_reply_did_not_come_is_closed(site: Site) -> None:

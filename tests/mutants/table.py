@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
+from tests.mutants.table_acl import ACL_MUTANTS
 from tests.mutants.table_reader import READER_MUTANTS
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
@@ -888,6 +889,7 @@ MUTANTS = [
         PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
     ),
     *READER_MUTANTS,
+    *ACL_MUTANTS,
 ]
 
 EQUIVALENT = {

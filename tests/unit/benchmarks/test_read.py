@@ -22,6 +22,7 @@ from tests.benchmarks.bench_read import (
 
 NAMES = (
     *("bare_get", "guarded_hit", "bounded_hit", "near_hit", "near_decoded", "miss_fill", "bare_get_many", "get_many"),
+    *("bare_no_deadline", "async_bare_no_deadline"),
     *("dogpile_hit", "dogpile_get", "async_bare_get", "async_guarded_hit", "cashews_hit", "cashews_get"),
 )
 
@@ -119,4 +120,4 @@ def test_the_value_is_of_the_size_that_is_told():
     for number in range(KEYS):
         assert 560 < len(encode(contact(number))) < 640
         assert decode(encode(contact(number))) == contact(number)
-    assert own_contact(7).attributes == contact(7).attributes
+    assert own_contact(7).attributes == list(contact(7).attributes)

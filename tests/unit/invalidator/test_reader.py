@@ -411,6 +411,22 @@ def test_a_redis_that_is_away_costs_a_load_and_no_error(
     assert region.fills == []
 
 
+@pytest.mark.parametrize("bound", [None, 60])
+def test_failures_between_hits_are_not_in_a_row(
+    kind: str, region: ScriptedRegion, database: Database, bound: float | None
+) -> None:
+    """Redis is left alone after three failures one after the other, not after three in a day."""
+    reader = Driver(kind, region, database, limits=Limits(breaker_failures=3, breaker_seconds=60))
+    region.entries["contact:7"] = stored("contact:7", as_of_ms=NOW_MS)
+    for _ in range(5):
+        region.fails = TransientError("away")
+        reader.get("contact", 7, loaded(1), max_staleness=bound)
+        region.fails = None
+        assert reader.get("contact", 7, loaded(1), max_staleness=bound) == {"email": "a"}
+    assert (reader.counts["down"], reader.counts["hit"], reader.counts["bypassed"]) == (5, 5, 0)
+    reader.close()
+
+
 def test_a_redis_that_stays_away_is_left_alone_and_tried_again(
     kind: str, region: ScriptedRegion, database: Database
 ) -> None:
