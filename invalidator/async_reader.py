@@ -202,9 +202,12 @@ class AsyncCacheReader:
         """As `CacheReader.write_token`."""
         check_idle(connection)
         promised = WriteToken()
+        token: Token | None = None
         async with connection.transaction():
             yield promised
             token = await perform_async(written(), connection)
+        if token is None:  # psycopg.Rollback ended the block: nothing was written
+            return  # type: ignore[unreachable]  # the transaction swallows that error
         promised.settle(token)
         with suppress(SourceFault):  # committed is committed: the token is good without the log's position
             promised.settle(await perform_async(committed(token), connection))

@@ -260,9 +260,12 @@ class CacheReader:
         """
         check_idle(connection)
         promised = WriteToken()
+        token: Token | None = None
         with connection.transaction():
             yield promised
             token = perform(written(), connection)
+        if token is None:  # psycopg.Rollback ended the block: nothing was written
+            return  # type: ignore[unreachable]  # the transaction swallows that error
         promised.settle(token)
         with suppress(SourceFault):  # committed is committed: the token is good without the log's position
             promised.settle(perform(committed(token), connection))
