@@ -13,6 +13,8 @@ from invalidator.tokens import NEVER_COVERED, NO_LSN, Relation, Token, is_shown,
 
 WATERMARK_BYTES = 44
 UNKNOWN_MS = -1
+SHOWN_LSN = 33
+"""Where in a standby's proof stands by which position all that it may show was logged."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -118,7 +120,9 @@ def shown_by(evidence: Evidence) -> Token:
         return Token(evidence.history, evidence.stamps)
     if proof[:1] == "p":
         return Token(evidence.history, (), NO_LSN, proof)
-    return Token(evidence.history, (), (proof[33:49] if proof[:1] == "s" else "") or NO_LSN, NEVER_COVERED)
+    if proof[:1] == "s" and len(proof) > SHOWN_LSN:
+        return Token(evidence.history, after=proof[SHOWN_LSN:])
+    return Token(evidence.history, seen=NEVER_COVERED)
 
 
 class DatabaseClock:

@@ -644,8 +644,8 @@ class Reading:
             evidence = of_load(seen.history, seen.text, loaded.proof.as_of_ms, mark)
             later = (relation(seen.history, mark.history), relation(seen.history, asked_for))
             replaced = Relation.EARLIER in later  # a server that is the primary no more
-            final = loaded.begun_now and not replaced
-            known[name] = msgspec.structs.replace(evidence, final=final, showed=loaded.showed)
+            final, fresh_ms = loaded.begun_now and not replaced, UNKNOWN_MS if replaced else evidence.fresh_ms
+            known[name] = msgspec.structs.replace(evidence, final=final, fresh_ms=fresh_ms, showed=loaded.showed)
         return known
 
     def _against(self, visit: _Visit, keys: Collection[str], evidences: Mapping[str, Evidence]) -> str | None:

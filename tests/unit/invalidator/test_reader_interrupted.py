@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from asyncio import CancelledError
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cdc.errors import ConfigError
 from cdc.snapshots import parse_pg_snapshot
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
@@ -205,3 +208,31 @@ def test_a_child_does_not_wait_for_loads_that_its_parent_has_under_way() -> None
             os._exit(status)
 
     assert reader.get("contact", 7, load) == "child ended with 0"
+
+
+def test_a_write_that_was_rolled_back_has_no_token(driver: Driver) -> None:
+    """psycopg's transaction swallows psycopg.Rollback."""
+
+    class Transaction(suppress):
+        async def __aenter__(self) -> None:
+            pass
+
+        async def __aexit__(self, *error: object) -> bool:
+            return self.__exit__(*error)  # type: ignore[arg-type]  # the three
+
+    connection: Any = SimpleNamespace(
+        pgconn=None, autocommit=True, info=Database(), transaction=lambda: Transaction(ZeroDivisionError)
+    )
+
+    async def write() -> Any:
+        async with driver.reader.write_token(connection) as promised:
+            raise ZeroDivisionError
+        return promised
+
+    if driver.kind == "async":
+        promised = driver.wait(write())
+    else:
+        with driver.reader.write_token(connection) as promised:
+            raise ZeroDivisionError
+    with pytest.raises(ConfigError, match="committed"):
+        assert promised.token

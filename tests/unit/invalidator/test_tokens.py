@@ -36,6 +36,7 @@ tokens = st.builds(
     st.sets(st.sampled_from(XIDS), max_size=3).map(lambda xids: tuple(text(xid) for xid in sorted(xids))),
     st.sampled_from([text(0), text(0x50)]),
     st.one_of(st.just(""), snapshots()),
+    st.sampled_from([text(0), text(0x60)]),
 )
 
 
@@ -53,16 +54,16 @@ def test_a_read_includes_another_if_it_saw_everything_that_the_other_saw(one: st
         assert includes(one, other)
 
 
-@given(tokens, tokens, snapshots())
-def test_a_token_for_both_is_shown_only_where_both_are(one: Token, other: Token, proof: str) -> None:
+@given(tokens, tokens, snapshots(), st.sampled_from([text(0), text(0x50), text(0x60)]))
+def test_a_token_for_both_is_shown_only_where_both_are(one: Token, other: Token, proof: str, lsn: str) -> None:
     both = one.and_also(other)
     if one.history != other.history:
         full = [token for token in (one, other) if not token.empty]
         assert both == max(full, key=lambda token: token.history) if full else both.empty
-    elif is_shown(both, (proof,)):
-        assert is_shown(one, (proof,))
-        assert is_shown(other, (proof,))
-    if one.history == other.history and both.lsn != text(0) and not (one.empty or other.empty):
+    elif is_shown(both, (proof,), logged_before=lsn):
+        assert is_shown(one, (proof,), logged_before=lsn)
+        assert is_shown(other, (proof,), logged_before=lsn)
+    if one.history == other.history and both.lsn != text(0) and all(t.stamps or t.seen for t in (one, other)):
         assert both.lsn == max(one.lsn, other.lsn)
 
 
