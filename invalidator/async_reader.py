@@ -55,9 +55,12 @@ class AsyncCachedView(Generic[T]):
     ) -> T | None:
         """As `CachedView.get`."""
         need = need_of(self._view, max_staleness, token, strong=strong)
-        found = None if need.bound_ms is None else self._reader.nearby(self._view, key, need)
+        reader, view = self._reader, self._view
+        found = None if need.bound_ms is None else reader.reading.nearby(view, key, need)
         if found is None:
-            found = await self._reader.run(self._reader.reading.get(self._view, key, need, snapshot))
+            found = await reader.run(reader.reading.get(view, key, need, snapshot))
+        elif found.again is not None:
+            reader.refresh((found,))
         if need.track:
             note_shown(token, need, [found])
         value: T | None = found.value

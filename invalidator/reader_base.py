@@ -89,13 +89,6 @@ class ReaderBase:
         """Drop one value from the near cache of this process."""
         self.reading.forget(known_view(self._views, view), key)
 
-    def nearby(self, view: TypedView[Any], key: object, need: Need) -> Found | None:
-        """What the near cache has; an ageing value is looked for again in the background."""
-        found = self.reading.nearby(view, key, need)
-        if found is not None and found.again is not None:
-            self._run_aside(found.again)
-        return found
-
     def refresh(self, found: Iterable[Found]) -> None:
         """Look again, in the background, for what is ageing."""
         for one in found:
