@@ -54,11 +54,13 @@ class NearCache:
     def find(self, view: str, name: str) -> Kept | None:
         """What is kept of a key, if its generation is still the view's."""
         key = (view, name)
-        with self._lock:  # whoever walks through the values must not see them move
-            kept = self._kept.get(key)
-            if kept is None or kept.generations != self._generations.get(view):
-                return None
-            self._kept.move_to_end(key)
+        kept = self._kept.get(key)
+        if kept is None or kept.generations != self._generations.get(view):
+            return None
+        try:
+            self._kept.move_to_end(key)  # one step to the interpreter, as all that is done here to `_kept` is
+        except KeyError:
+            return None  # another thread removed it just now
         return kept
 
     def moved_on(self, view: str, generations: str) -> None:
@@ -76,7 +78,8 @@ class NearCache:
             self._kept[view, name] = kept
             self._bytes += size
             while self._bytes > self._bytes_max:
-                self._remove(next(iter(self._kept)))
+                (_, gone_name), gone = self._kept.popitem(last=False)
+                self._bytes -= _size(gone_name, gone)
 
     def generations(self, view: str) -> str:
         """The newest that were met; empty before any was."""
@@ -91,7 +94,7 @@ class NearCache:
         """Drop what is kept of a view: it is closed."""
         with self._lock:
             self._generations.pop(view, None)
-            for key in [key for key in self._kept if key[0] == view]:
+            for key in [key for key in list(self._kept) if key[0] == view]:  # a copy: values move while we look
                 self._remove(key)
 
     def _remove(self, key: tuple[str, str]) -> None:
