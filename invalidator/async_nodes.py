@@ -21,11 +21,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AskError, MovedError
 
 from invalidator.node import Node
-from invalidator.nodes import Connection, Nodes, connect
+from invalidator.nodes import UNLIMITED, Connection, Nodes, connect
 from invalidator.redis_errors import LIBRARY_MISSING, Fault, judge
 
 _SHARED = ("db", "username", "password", "socket_connect_timeout", "path", "driver_info")
 _ASKING = hiredis.pack_command(("ASKING",))
+CONNECTIONS_MAX = 64
+"""So many a server is lent at a time; further requests wait for one, as long as for a reply."""
+
 Place: TypeAlias = tuple[Any, Any, Any]
 
 
@@ -58,7 +61,14 @@ class AsyncNodes:
 
     async def _call(self, node: Node, command: tuple[Any, ...], *, asking: bool) -> Any:
         server = self._server(node)
-        connection, is_kept = await server.connection()
+        await server.enter()
+        try:
+            return await self._send(server, node, command, asking=asking)
+        finally:
+            server.leave()
+
+    async def _send(self, server: _Server, node: Node, command: tuple[Any, ...], *, asking: bool) -> Any:
+        connection, is_kept = await server.connection(node.drops)
         try:
             return await server.exchange(connection, command, asking=asking)
         except redis.TimeoutError:
@@ -79,23 +89,50 @@ class AsyncNodes:
         server = self._servers.get(place)
         if server is None:
             seconds = node.client.connection_pool.connection_kwargs["socket_timeout"]
-            server = self._servers[place] = _Server(_pool(node, place), seconds)
+            server = self._servers[place] = _Server(_pool(node, place), seconds, node.drops)
         return server
 
 
 class _Server:
     """One server, and the connections to it that nobody uses now. All that is sent may run twice."""
 
-    def __init__(self, pool: Any, seconds: float) -> None:
+    def __init__(self, pool: Any, seconds: float, drops: int) -> None:
         self._pool = pool
         self._seconds = seconds
+        self._drops = drops
         self._kept: list[Any] = []
+        self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
 
-    async def connection(self) -> tuple[Any, bool]:
-        """A connection that this task alone has, and whether it was used before."""
-        if self._kept:
-            return self._kept.pop(), True
+    async def enter(self) -> None:
+        """Wait until a connection is free, or one more may be opened. Then `leave` must be called."""
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"no connection was free within {self._seconds} s") from error
+
+    def leave(self) -> None:
+        """Let another one have its turn."""
+        self._turns.release()
+
+    async def connection(self, drops: int) -> tuple[Any, bool]:
+        """A connection that this task alone has, and whether it was used before; none from before the last drop."""
+        if drops != self._drops:
+            self._drops = drops
+            await self._pool.update_active_connections_for_reconnect()
+        while self._kept:
+            connection = self._kept.pop()
+            if not connection.should_reconnect():
+                return connection, True
+            await self._close(connection)
         return await self.new_connection(), False
+
+    async def _close(self, connection: Any) -> None:
+        await connection.disconnect(nowait=True)
+        await self._pool.release(connection)
 
     async def new_connection(self) -> Any:
         """One that has just been opened."""
@@ -118,8 +155,7 @@ class _Server:
             self._kept.append(connection)
             raise
         except BaseException as error:
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            await self._close(connection)
             if isinstance(error, TimeoutError):
                 raise redis.TimeoutError(f"no reply within {self._seconds} s") from error
             raise
@@ -144,4 +180,5 @@ def _pool(node: Node, place: Place) -> ConnectionPool:
     kind: Any = UnixDomainSocketConnection if path else SSLConnection if node.encrypted else TcpConnection
     if not path:
         kwargs |= {"host": host, "port": port}
-    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), socket_timeout=None, **kwargs)
+    kwargs |= {"socket_timeout": None, "max_connections": UNLIMITED}  # both are ours to watch
+    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), **kwargs)
