@@ -3,7 +3,8 @@
 A snapshot travels, is stored and is judged as text (docs/protocol.md §2.4), stamps as 16 hexadecimal digits:
 
 - `p` xmin xmax running...: a PostgreSQL primary;
-- `s` xmin replay-LSN: a PostgreSQL standby;
+- `s` xmin replay-LSN [shown-LSN]: a PostgreSQL standby, or statements of a primary with a snapshot each; all that they
+  may show was logged before shown-LSN;
 - `g` low high, low high...: GTIDs that MySQL or MariaDB had executed, disjoint ascending closed intervals.
 
 `covers_range` is the decision, and the only one; its twin is in invalidator/lua/10_text.lua.
@@ -70,13 +71,15 @@ def parse_pg_snapshot(history: History, text: str) -> Snapshot:
     return Snapshot(history, "p" + "".join(stamp_text(xid) for xid in (xmin, xmax, *running)))
 
 
-def parse_pg_standby_snapshot(history: History, text: str, replay_lsn: int) -> Snapshot:
+def parse_pg_standby_snapshot(history: History, text: str, replay_lsn: int, shown_lsn: int | None = None) -> Snapshot:
     """A standby's `pg_current_snapshot()`, of which xmin alone can be believed. Raises ValueError.
 
-    `replay_lsn` is `pg_last_wal_replay_lsn()`, read by a statement that ended before the load's transaction began.
+    `replay_lsn` is `pg_last_wal_replay_lsn()`, read by a statement that ended before the load's transaction began;
+    `shown_lsn` the same, read after the load.
     """
     xmin, _, _ = _pg_snapshot(text)
-    return Snapshot(history, f"s{stamp_text(xmin)}{replay_lsn:016x}")
+    shown = "" if shown_lsn is None else f"{shown_lsn:016x}"
+    return Snapshot(history, f"s{stamp_text(xmin)}{replay_lsn:016x}{shown}")
 
 
 def _pg_snapshot(text: str) -> tuple[int, int, list[int]]:

@@ -138,7 +138,7 @@ def plain_keys(changes: Changes, views: Views) -> list[Debt]:
     return [
         Debt(key, view, invalidation.position, invalidation.stamps)
         for (view, key), invalidation in changes.items()
-        if key is not None and views.views[view].is_plain
+        if key is not None and view in views.plain
     ]
 
 
@@ -160,7 +160,7 @@ def split(needed: Changes, shard: int, layout: Layout, views: Views) -> Parts:
             raises.append(ScopeRaise(view_scope(view), invalidation.position, invalidation.stamps))
             continue
         place, stripe = layout.place(key)
-        if place != shard or views.views[view].is_plain:
+        if place != shard or view in views.plain:
             continue
         change = KeyChange(key, stripe, invalidation.position, invalidation.stamps)
         if invalidation.value is None:

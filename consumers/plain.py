@@ -41,7 +41,7 @@ class PlainKeys:
         self, region: Region, views: Views, metrics: WorkerMetrics, alarms: Alarms, control_end: Callable[[], int]
     ) -> None:
         self._region = region
-        self.views = {view.name: view for view in views.views.values() if view.is_plain}
+        self.views = {name: view for name, view in views.views.items() if name in views.plain}
         self._metrics = metrics
         self._alarms = alarms
         self._control_end = control_end

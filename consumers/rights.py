@@ -46,7 +46,7 @@ def judge_rights(
         subject = f"region {region}" + (f", {redis.server}" if redis.server else "")
         if redis.rights is None:
             if settings.reader_username is not None:
-                text = "our user may not ask ACL DRYRUN: what the readers' user may do is not known"
+                text = "ACL DRYRUN is denied to our user, or not known here: what the readers' user may do is not known"
                 yield Finding(level=Level.WARN, subject=subject, text=text, fix="ACL SETUSER <user> +acl|dryrun")
             continue
         yield from _judge_own(subject, region, redis.rights[login_of(settings)], settings, plain)

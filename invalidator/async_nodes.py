@@ -50,7 +50,7 @@ class AsyncNodes:
                 node, asking = route.throw(error)
 
     def doubt(self, fault: Fault) -> None:
-        """As of `Nodes`."""
+        """As of `Nodes`: whose connections it gives up, of those ours are given up too, before the next request."""
         self._nodes.doubt(fault)
 
     async def aclose(self) -> None:

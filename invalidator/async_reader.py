@@ -11,41 +11,22 @@ await contact(42)
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import update_wrapper
-from secrets import token_hex
 from typing import Any, Generic, TypeVar, cast
 
 from cdc.errors import StaleproofError
 from invalidator.async_region import AsyncRegion
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
-from invalidator.judging import Need
-from invalidator.layout import Layout
-from invalidator.loading import Loaded, Prover, committed, written
+from invalidator.loading import Loaded, committed, written
 from invalidator.near import Near
-from invalidator.reader import ReadSnapshot, WriteToken, alarm, check_idle, living_max, note_shown
-from invalidator.reading import (
-    Act,
-    AskClock,
-    Counts,
-    Flow,
-    Found,
-    Lease,
-    Load,
-    Look,
-    Offer,
-    OnDoubt,
-    Reading,
-    TypedView,
-    Wait,
-)
-from invalidator.sessions import SourceFault, fault, is_psycopg, perform_async
+from invalidator.reader_base import ReaderBase, ReadSnapshot, WriteToken, check_idle, note_shown, wants_transaction
+from invalidator.reading import Act, AskClock, Flow, Lease, Load, Look, Offer, OnDoubt, TypedView, Wait
+from invalidator.sessions import SourceFault, fault, perform_async
 from invalidator.tokens import Session, Token
-from invalidator.typed_views import Seconds, arguments, known_view, need_of, returned_type, typed_view, with_loader
+from invalidator.typed_views import Seconds, arguments, need_of, returned_type
 from invalidator.views import Views
 
 T = TypeVar("T")
@@ -99,7 +80,7 @@ class AsyncCachedView(Generic[T]):
         return {key: one.value for key, one in found.items()}
 
 
-class AsyncCacheReader:
+class AsyncCacheReader(ReaderBase):
     """A read-through client of one region; it belongs to one event loop. As `CacheReader`."""
 
     def __init__(
@@ -112,35 +93,11 @@ class AsyncCacheReader:
         limits: Limits | None = None,
         near: Near | None = None,
     ) -> None:
+        super().__init__(region.layout, views, limits, near, _Flight)
         self._region = region
-        self._views = views
         self._connect = connect
         self._primary = primary or connect
-        self._limits = limits or Limits()
-        self._prover = Prover()
-        self._owner = token_hex(8)
-        self._untyped: dict[str, TypedView[Any]] = {}
         self._aside: set[asyncio.Task[None]] = set()
-        self.reading = Reading(
-            region.layout,
-            self._limits,
-            near,
-            owner=self._owner,
-            clock=time.monotonic,
-            share=random.random,
-            make_flight=_Flight,
-            alarm=alarm,
-        )
-
-    @property
-    def counts(self) -> Counts:
-        """What happened to the reads so far."""
-        return self.reading.counts
-
-    @property
-    def layout(self) -> Layout:
-        """Where this region's keys lie."""
-        return self._region.layout
 
     # -- declaring views
 
@@ -155,8 +112,7 @@ class AsyncCacheReader:
         on_doubt: OnDoubt = OnDoubt.CLOSED,
     ) -> AsyncCachedView[T]:
         """As `CacheReader.view`."""
-        known = known_view(self._views, name)
-        return AsyncCachedView(self, typed_view(known, load, type, codec or Codec(), max_staleness, on_doubt))
+        return AsyncCachedView(self, self._declared(name, load, type, codec, max_staleness, on_doubt))
 
     def loads(
         self,
@@ -190,21 +146,20 @@ class AsyncCacheReader:
         strong: bool = False,
     ) -> T | None:
         """As `CacheReader.get`."""
-        typed = self._untyped.get(view)
-        if typed is None:
-            known = known_view(self._views, view)
-            typed = self._untyped[view] = typed_view(known, None, Any, Codec(), None, OnDoubt.CLOSED)
-        loading = with_loader(typed, lambda session, *_, **__: load(session))
-        return await AsyncCachedView[T](self, loading).get(key, max_staleness=max_staleness, token=token, strong=strong)
+        undeclared = AsyncCachedView[T](self, self._undeclared(view, load))
+        return await undeclared.get(key, max_staleness=max_staleness, token=token, strong=strong)
 
     @asynccontextmanager
     async def write_token(self, connection: Any) -> AsyncIterator[WriteToken]:
         """As `CacheReader.write_token`."""
         check_idle(connection)
         promised = WriteToken()
+        token: Token | None = None
         async with connection.transaction():
             yield promised
             token = await perform_async(written(), connection)
+        if token is None:  # psycopg.Rollback ended the block: nothing was written
+            return  # type: ignore[unreachable]  # the transaction swallows that error
         promised.settle(token)
         with suppress(SourceFault):  # committed is committed: the token is good without the log's position
             promised.settle(await perform_async(committed(token), connection))
@@ -216,19 +171,15 @@ class AsyncCacheReader:
     async def passed(self, token: Token | str) -> bool:
         """As `CacheReader.passed`."""
         wanted = Token.parse(token) if isinstance(token, str) else token
-        return await self.run(self.reading.passed(wanted, next(iter(self._views.views.values()))))
+        return await self.run(self.reading.passed(wanted, self._any_view()))
 
     @asynccontextmanager
     async def snapshot(self, session: Any) -> AsyncIterator[ReadSnapshot]:
         """As `CacheReader.snapshot`."""
         async with AsyncExitStack() as stack:
-            if is_psycopg(session) and session.autocommit and not session.info.transaction_status:
+            if wants_transaction(session):
                 await stack.enter_async_context(session.transaction())
             yield ReadSnapshot(session, await perform_async(self._prover.begin(session), session))
-
-    def invalidate_local(self, view: str, key: object) -> None:
-        """As `CacheReader.invalidate_local`."""
-        self.reading.forget(known_view(self._views, view), key)
 
     async def aclose(self) -> None:
         """Wait for what is loaded in the background, and close the connections to Redis."""
@@ -236,19 +187,6 @@ class AsyncCacheReader:
         await self._region.aclose()
 
     # -- carrying out
-
-    def nearby(self, view: TypedView[Any], key: object, need: Need) -> Found | None:
-        """What the near cache has; an ageing value is looked for again in the background."""
-        found = self.reading.nearby(view, key, need)
-        if found is not None and found.again is not None:
-            self._run_aside(found.again)
-        return found
-
-    def refresh(self, found: Iterable[Found]) -> None:
-        """Look again, in the background, for what is ageing."""
-        for one in found:
-            if one.again is not None:
-                self._run_aside(one.again)
 
     async def run(self, flow: Flow[T]) -> T:
         """Carry out what a flow asks for, and return its result."""
@@ -273,8 +211,7 @@ class AsyncCacheReader:
         if isinstance(act, Offer):
             return await self._region.fill_many(act.shard, act.fills, self._owner)
         if isinstance(act, Lease):
-            cap = living_max(self._limits, self.layout)
-            return await self._region.lease(act.shard, act.fields, self._owner, int(act.seconds * 1_000), cap)
+            return await self._region.lease(act.shard, act.fields, *self._lease_terms(act.seconds))
         if isinstance(act, Wait):
             return await cast("_Flight", act.flight).wait(act.seconds)
         if isinstance(act, AskClock):

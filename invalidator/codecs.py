@@ -7,14 +7,25 @@ writes itself. Types are whatever msgspec decodes into (Structs, dataclasses, di
 
 from __future__ import annotations
 
+import datetime as dt
+import types
+import typing
+import uuid
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from decimal import Decimal
+from enum import Enum
+from typing import Any, ClassVar, Generic, TypeVar, Union
 
 import msgspec
 
 from cdc.errors import BadRecord, ConfigError
 
 T = TypeVar("T")
+
+_PLAIN = (
+    *(str, int, float, bool, bytes, type(None), Decimal, uuid.UUID),
+    *(dt.datetime, dt.date, dt.time, dt.timedelta),
+)
 
 JSON, MSGPACK, JSON_ZSTD, MSGPACK_ZSTD = "jmJM"
 """The letters: upper case is compressed."""
@@ -44,7 +55,6 @@ class Coder(Generic[T]):
         self._codec = codec
         self.shareable = is_frozen(kind)
         """Whether one object may be handed to several callers."""
-        self._compressor = None if codec.compress_from_bytes is None else _zstd().ZstdCompressor()
         validate, dump = _pydantic(kind)
         try:
             if validate is None:
@@ -63,9 +73,9 @@ class Coder(Generic[T]):
         """The encoding's letter and the payload."""
         data = self._write(value)
         least = self._codec.compress_from_bytes
-        if self._compressor is None or least is None or len(data) < least:
+        if least is None or len(data) < least:
             return self._plain, data
-        return self._compressed, self._compressor.compress(data)
+        return self._compressed, _zstd().ZstdCompressor().compress(data)  # one that threads share crashes the process
 
     def decode(self, encoding: str, payload: bytes | memoryview) -> T:
         """The value. Raises BadRecord for what is not one of this type, or too large."""
@@ -98,12 +108,23 @@ class Coder(Generic[T]):
 
 
 def is_frozen(kind: Any) -> bool:
-    """Whether the fields of such an object cannot be set: frozen Structs, dataclasses and models, and plain values."""
-    if kind in (str, int, float, bool, bytes):
+    """Whether nothing in such a value can be set: plain values, and frozen Structs, dataclasses and models of them."""
+    if kind in _PLAIN or (isinstance(kind, type) and issubclass(kind, Enum)):
         return True
+    if typing.get_origin(kind) in (Union, types.UnionType, tuple, frozenset):
+        return all(part is Ellipsis or is_frozen(part) for part in typing.get_args(kind))
     settings = getattr(kind, "__struct_config__", None) or getattr(kind, "__dataclass_params__", None)
     model = getattr(kind, "model_config", None)
-    return bool(getattr(settings, "frozen", False) or (isinstance(model, dict) and model.get("frozen")))
+    if not (getattr(settings, "frozen", False) or (isinstance(model, dict) and model.get("frozen"))):
+        return False
+    try:
+        if model is None:
+            parts = [part for part in typing.get_type_hints(kind).values() if typing.get_origin(part) is not ClassVar]
+        else:
+            parts = [field.annotation for field in kind.model_fields.values()]
+        return all(map(is_frozen, parts))
+    except (NameError, TypeError, RecursionError):  # a type that is not known here, or that holds itself
+        return False
 
 
 def _zstd() -> Any:

@@ -13,6 +13,8 @@ from invalidator.tokens import NEVER_COVERED, NO_LSN, Relation, Token, is_shown,
 
 WATERMARK_BYTES = 44
 UNKNOWN_MS = -1
+SHOWN_LSN = 33
+"""Where in a standby's proof stands by which position all that it may show was logged."""
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -65,6 +67,8 @@ class Evidence(msgspec.Struct, frozen=True):
     fresh_ms: int = UNKNOWN_MS
     final: bool = False
     """It was loaded from the primary after the question was asked: there is nothing newer to ask for."""
+    showed: str = ""
+    """Where it may show more than its first proof says: a proof that tells how much more."""
 
 
 def of_entry(seen: str, as_of_ms: int, watermark: Watermark, *, event: bool) -> Evidence:
@@ -87,9 +91,11 @@ def of_load(history: History, seen: str, as_of_ms: int, watermark: Watermark) ->
 
 
 def objection(need: Need, evidence: Evidence, now_ms: int | None) -> str | None:
-    """None where the value will do, else why not: token or old. `now_ms`: an upper bound of the database's clock."""
+    """None if the value will do, or why not: strong, token, old. `now_ms`: an upper bound of the database's clock."""
     if evidence.final:
         return None
+    if need.strong:
+        return "strong"
     token = need.token
     if token is not None and not token.empty:
         related = relation(token.history, evidence.history)
@@ -109,12 +115,14 @@ def objection(need: Need, evidence: Evidence, now_ms: int | None) -> str | None:
 
 def shown_by(evidence: Evidence) -> Token:
     """The token of what a value showed: who presents it is never served an older one."""
-    proof = evidence.proofs[0]
+    proof = evidence.showed or evidence.proofs[0]
     if evidence.stamps:
         return Token(evidence.history, evidence.stamps)
     if proof[:1] == "p":
         return Token(evidence.history, (), NO_LSN, proof)
-    return Token(evidence.history, (), proof[17:33] if proof[:1] == "s" else NO_LSN, NEVER_COVERED)
+    if proof[:1] == "s" and len(proof) > SHOWN_LSN:
+        return Token(evidence.history, after=proof[SHOWN_LSN:])
+    return Token(evidence.history, seen=NEVER_COVERED)
 
 
 class DatabaseClock:

@@ -53,10 +53,14 @@ _BEGIN = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_SEEN}"
 # A snapshot that is still the same at the end shows that the loader did not leave the transaction; one that wrote
 # sees itself.
 _END = "SELECT pg_current_snapshot()::text, pg_current_xact_id_if_assigned() IS NULL; COMMIT"
+# Of a standby also how far it is by then: that much it may have shown.
+_END_OF_STANDBY = _END.replace(";", ", coalesce(pg_last_wal_replay_lsn(), '0/0')::text;")
 # Of a transaction that is not ours: whether each statement has a snapshot of its own, so that the next one sees what
-# is replayed by now; else when it began (its snapshot may be as old); and what tells whether it is still the same.
+# is replayed by now; how far the server is; when it began (its snapshot may be as old); and what tells whether it is
+# still the same.
 _WITHIN = f"""{_SEEN}, current_setting('transaction_isolation') IN ('read committed', 'read uncommitted'),
-    coalesce(pg_last_wal_replay_lsn(), '0/0')::text,
+    CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0')
+        ELSE pg_current_wal_insert_lsn() END::text,
     floor(extract(epoch FROM transaction_timestamp()) * 1000)::bigint,
     concat(pg_backend_pid(), '/', transaction_timestamp()), pg_current_xact_id_if_assigned() IS NULL"""
 _WRITTEN = f"SELECT {_HISTORY}, pg_current_xact_id_if_assigned()::text"
@@ -86,6 +90,7 @@ class Loaded(msgspec.Struct, frozen=True):
     """What a load gave. `begun_now`: its snapshot was taken for it, so that it shows whatever was committed before.
 
     `own`: it may show what its transaction wrote and nobody else sees yet: for who asked, and nobody else.
+    `showed`: where it may show more than `proof` says: a weaker proof that tells how much more.
     """
 
     value: Any
@@ -93,6 +98,14 @@ class Loaded(msgspec.Struct, frozen=True):
     clock: ClockReading | None
     begun_now: bool = False
     own: bool = False
+    showed: str = ""
+
+    @property
+    def stored(self) -> Proof | None:
+        """The proof for an entry, which must not show more than its proof tells."""
+        if self.proof is None or not self.showed:
+            return self.proof
+        return Proof(Snapshot(self.proof.snapshot.history, self.showed), self.proof.as_of_ms)
 
 
 class _Server(msgspec.Struct, frozen=True):
@@ -109,7 +122,7 @@ class _Within(msgspec.Struct, frozen=True):
     snapshot: str
     time_ms: int
     renews: bool
-    replayed: str
+    reached: str
     began_ms: int
     transaction: str
     unwritten: bool
@@ -131,8 +144,11 @@ class Prover:
         return self._in_theirs(session)
 
     def _in_our_transaction(self, session: Any) -> Steps[Loaded]:
-        if not session.autocommit:
-            raise ConfigError("the reader needs connections in autocommit mode: it opens the transaction itself")
+        if not session.autocommit or session.info.transaction_status:
+            raise ConfigError(
+                "the reader needs connections in autocommit mode, in no transaction: it opens and ends one itself; "
+                "inside one of yours pass snapshot=, from reader.snapshot(connection)"
+            )
         server = self._servers.get(session) or (yield from self._identify(session))
         replayed, replayed_by = 0, server.name
         if server.standby:
@@ -142,7 +158,7 @@ class Prover:
             asked = self._clock()
             name, standby, text, now_ms = yield Ask(_BEGIN, result=1)
             value = yield Run()
-            still, unwritten = yield Ask(_END)
+            still, unwritten, *reached = yield Ask(_END_OF_STANDBY if standby else _END)
         except BaseException:
             with suppress(SourceFault):  # a connection that is gone has nothing to undo; what went wrong is raised
                 yield Undo()
@@ -153,7 +169,8 @@ class Prover:
         if still != text or not unwritten:
             return Loaded(value, None, None)
         if standby:
-            return Loaded(value, Proof(parse_pg_standby_snapshot(server.history, text, replayed), now_ms), None)
+            seen = parse_pg_standby_snapshot(server.history, text, replayed, parse_lsn(*reached))
+            return Loaded(value, Proof(seen, now_ms), None)
         proof = Proof(parse_pg_snapshot(server.history, text), now_ms)
         return Loaded(value, proof, ClockReading(now_ms, asked), begun_now=True)
 
@@ -190,15 +207,20 @@ class Prover:
         left = (ended.server, ended.standby, ended.transaction) != (begun.server, begun.standby, begun.transaction)
         if left or history is None or begun.remembers or changed:
             return Loaded(value, None, None)
+        reached = parse_lsn(ended.reached)
         if begun.standby:
-            replayed = parse_lsn(begun.replayed) if begun.renews else 0
-            seen = parse_pg_standby_snapshot(history, begun.snapshot, replayed)
+            replayed = parse_lsn(begun.reached) if begun.renews else 0
+            seen = parse_pg_standby_snapshot(history, begun.snapshot, replayed, reached)
             return Loaded(value, Proof(seen, begun.began_ms), None)
         proof = Proof(parse_pg_snapshot(history, begun.snapshot), begun.time_ms if begun.renews else begun.began_ms)
         own = not (begun.unwritten and ended.unwritten)
+        showed = ""
+        if begun.renews and ended.snapshot != begun.snapshot:  # each read may have seen more than the one before
+            showed = parse_pg_standby_snapshot(history, begun.snapshot, 0, reached).text
         if asked is None:
-            return Loaded(value, proof, None, own=own)
-        return Loaded(value, proof, ClockReading(begun.time_ms, asked), begun_now=begun.renews, own=own)
+            return Loaded(value, proof, None, own=own, showed=showed)
+        clock = ClockReading(begun.time_ms, asked)
+        return Loaded(value, proof, clock, begun_now=begun.renews, own=own, showed=showed)
 
     def ask_clock(self) -> Steps[ClockReading | None]:
         """The primary's clock; None where a standby answers, whose own may differ."""
@@ -233,7 +255,7 @@ class ProvenSource:
         """What `load(session)` returns, with the proof; None where it is unproven. Errors of `load` pass through."""
         with self._connect() as session:
             loaded = perform(self._prover.load(session), session, load)
-        return loaded.value, loaded.proof
+        return loaded.value, loaded.stored
 
 
 class FillMaker:

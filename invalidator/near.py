@@ -54,13 +54,11 @@ class NearCache:
     def find(self, view: str, name: str) -> Kept | None:
         """What is kept of a key, if its generation is still the view's."""
         key = (view, name)
-        kept = self._kept.get(key)
-        if kept is None or kept.generations != self._generations.get(view):
-            return None
-        try:
+        with self._lock:  # whoever walks through the values must not see them move
+            kept = self._kept.get(key)
+            if kept is None or kept.generations != self._generations.get(view):
+                return None
             self._kept.move_to_end(key)
-        except KeyError:
-            return None  # another thread removed it just now
         return kept
 
     def moved_on(self, view: str, generations: str) -> None:

@@ -12,10 +12,10 @@ All decisions are in `reading.py`; here they are carried out. `AsyncCacheReader`
 
 from __future__ import annotations
 
-import logging
-import random
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -23,69 +23,21 @@ from functools import update_wrapper
 from secrets import token_hex
 from typing import Any, Generic, TypeVar, cast
 
-from cdc.errors import ConfigError, StaleproofError
+from cdc.errors import StaleproofError
 from invalidator.codecs import Codec
 from invalidator.herd import Limits
-from invalidator.judging import Need, shown_by
-from invalidator.layout import Layout
-from invalidator.loading import Loaded, Prover, committed, written
+from invalidator.loading import Loaded, committed, written
 from invalidator.near import Near
-from invalidator.reading import (
-    Act,
-    AskClock,
-    Counts,
-    Flow,
-    Found,
-    Lease,
-    Load,
-    Look,
-    Offer,
-    OnDoubt,
-    Reading,
-    TypedView,
-    Wait,
-)
+from invalidator.reader_base import ReaderBase, ReadSnapshot, WriteToken, check_idle, note_shown, wants_transaction
+from invalidator.reading import Act, AskClock, Flow, Lease, Load, Look, Offer, OnDoubt, TypedView, Wait
 from invalidator.region import Region
-from invalidator.sessions import SourceFault, fault, is_psycopg, perform
+from invalidator.sessions import SourceFault, fault, perform
 from invalidator.tokens import Session, Token
-from invalidator.typed_views import Seconds, arguments, known_view, need_of, returned_type, typed_view, with_loader
+from invalidator.typed_views import Seconds, arguments, need_of, returned_type
 from invalidator.views import Views
 
 T = TypeVar("T")
 ASIDE_THREADS = 2
-
-_log = logging.getLogger("staleproof")
-
-
-class WriteToken:
-    """What `write_token` gives: its token is there once the transaction is committed."""
-
-    def __init__(self) -> None:
-        self._token: Token | None = None
-
-    @property
-    def token(self) -> Token:
-        """Raises ConfigError before the transaction is committed."""
-        if self._token is None:
-            raise ConfigError("a write has its token only once it is committed: ask after the `with` block")
-        return self._token
-
-    @property
-    def text(self) -> str:
-        """The token as it travels."""
-        return self.token.text
-
-    def settle(self, token: Token) -> None:
-        """The transaction is committed."""
-        self._token = token
-
-
-class ReadSnapshot:
-    """A transaction of the application's own, of which it is known what its reads see at least."""
-
-    def __init__(self, session: Any, begun: Any) -> None:
-        self.session = session
-        self.begun = begun
 
 
 class CachedView(Generic[T]):
@@ -141,7 +93,7 @@ class CachedView(Generic[T]):
         return {key: one.value for key, one in found.items()}
 
 
-class CacheReader:
+class CacheReader(ReaderBase):
     """A read-through client of one region. One object serves a process and its threads.
 
     `connect` gives a context manager that lends a session: psycopg connections in autocommit mode, e.g. psycopg_pool's
@@ -159,35 +111,12 @@ class CacheReader:
         limits: Limits | None = None,
         near: Near | None = None,
     ) -> None:
+        super().__init__(region.layout, views, limits, near, _Flight)
         self._region = region
-        self._views = views
         self._connect = connect
         self._primary = primary or connect
-        self._limits = limits or Limits()
-        self._prover = Prover()
-        self._owner = token_hex(8)
-        self._untyped: dict[str, TypedView[Any]] = {}
         self._aside: ThreadPoolExecutor | None = None
-        self.reading = Reading(
-            region.layout,
-            self._limits,
-            near,
-            owner=self._owner,
-            clock=time.monotonic,
-            share=random.random,
-            make_flight=_Flight,
-            alarm=alarm,
-        )
-
-    @property
-    def counts(self) -> Counts:
-        """What happened to the reads so far."""
-        return self.reading.counts
-
-    @property
-    def layout(self) -> Layout:
-        """Where this region's keys lie."""
-        return self._region.layout
+        _READERS.add(self)
 
     # -- declaring views
 
@@ -206,8 +135,7 @@ class CacheReader:
         Values are decoded into `type`: a msgspec Struct, a dataclass, a pydantic model, or what JSON gives. Errors of
         `load` pass through and nothing is cached; None is cached as absent. Raises ConfigError.
         """
-        known = known_view(self._views, name)
-        return CachedView(self, typed_view(known, load, type, codec or Codec(), max_staleness, on_doubt))
+        return CachedView(self, self._declared(name, load, type, codec, max_staleness, on_doubt))
 
     def loads(
         self,
@@ -241,13 +169,8 @@ class CacheReader:
         strong: bool = False,
     ) -> T | None:
         """As `CachedView.get`, with a loader for this one key, `load(session)`; a hit comes back as JSON gives it."""
-        typed = self._untyped.get(view)
-        if typed is None:
-            typed = self._untyped[view] = typed_view(
-                known_view(self._views, view), None, Any, Codec(), None, OnDoubt.CLOSED
-            )
-        loading = with_loader(typed, lambda session, *_, **__: load(session))
-        return CachedView[T](self, loading).get(key, max_staleness=max_staleness, token=token, strong=strong)
+        undeclared = CachedView[T](self, self._undeclared(view, load))
+        return undeclared.get(key, max_staleness=max_staleness, token=token, strong=strong)
 
     @contextmanager
     def write_token(self, connection: Any) -> Iterator[WriteToken]:
@@ -257,9 +180,12 @@ class CacheReader:
         """
         check_idle(connection)
         promised = WriteToken()
+        token: Token | None = None
         with connection.transaction():
             yield promised
             token = perform(written(), connection)
+        if token is None:  # psycopg.Rollback ended the block: nothing was written
+            return  # type: ignore[unreachable]  # the transaction swallows that error
         promised.settle(token)
         with suppress(SourceFault):  # committed is committed: the token is good without the log's position
             promised.settle(perform(committed(token), connection))
@@ -271,7 +197,7 @@ class CacheReader:
     def passed(self, token: Token | str) -> bool:
         """Whether this whole region has applied what the token names; False too while that cannot be asked."""
         wanted = Token.parse(token) if isinstance(token, str) else token
-        return self.run(self.reading.passed(wanted, next(iter(self._views.views.values()))))
+        return self.run(self.reading.passed(wanted, self._any_view()))
 
     @contextmanager
     def snapshot(self, session: Any) -> Iterator[ReadSnapshot]:
@@ -280,13 +206,9 @@ class CacheReader:
         On a psycopg connection in autocommit mode a transaction is opened for the block.
         """
         with ExitStack() as stack:
-            if is_psycopg(session) and session.autocommit and not session.info.transaction_status:
+            if wants_transaction(session):
                 stack.enter_context(session.transaction())
             yield ReadSnapshot(session, perform(self._prover.begin(session), session))
-
-    def invalidate_local(self, view: str, key: object) -> None:
-        """Drop one value from the near cache of this process."""
-        self.reading.forget(known_view(self._views, view), key)
 
     def close(self) -> None:
         """Wait for what is loaded in the background."""
@@ -294,19 +216,6 @@ class CacheReader:
             self._aside.shutdown()
 
     # -- carrying out
-
-    def nearby(self, view: TypedView[Any], key: object, need: Need) -> Found | None:
-        """What the near cache has; an ageing value is looked for again in the background."""
-        found = self.reading.nearby(view, key, need)
-        if found is not None and found.again is not None:
-            self._run_aside(found.again)
-        return found
-
-    def refresh(self, found: Iterable[Found]) -> None:
-        """Look again, in the background, for what is ageing."""
-        for one in found:
-            if one.again is not None:
-                self._run_aside(one.again)
 
     def run(self, flow: Flow[T]) -> T:
         """Carry out what a flow asks for, and return its result."""
@@ -331,8 +240,7 @@ class CacheReader:
         if isinstance(act, Offer):
             return self._region.fill_many(act.shard, act.fills, self._owner)
         if isinstance(act, Lease):
-            cap = living_max(self._limits, self.layout)
-            return self._region.lease(act.shard, act.fields, self._owner, int(act.seconds * 1_000), cap)
+            return self._region.lease(act.shard, act.fields, *self._lease_terms(act.seconds))
         if isinstance(act, Wait):
             return cast("_Flight", act.flight).wait(act.seconds)
         if isinstance(act, AskClock):
@@ -366,6 +274,12 @@ class CacheReader:
                 raise fault(error) from error
             yield session
 
+    def begin_in_child(self) -> None:
+        """In a child of the process: nothing that its parent has under way ends here."""
+        self._owner = token_hex(8)
+        self._aside = None
+        self.reading.begin(self._owner)
+
     def _run_aside(self, flow: Flow[Any]) -> None:
         if self._aside is None:
             self._aside = ThreadPoolExecutor(ASIDE_THREADS, thread_name_prefix="staleproof")
@@ -377,6 +291,18 @@ class CacheReader:
                 self.counts["aside_failed"] += 1
 
         self._aside.submit(run)
+
+
+_READERS: weakref.WeakSet[CacheReader] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for reader in list(_READERS):
+        reader.begin_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class _Flight:
@@ -394,31 +320,3 @@ class _Flight:
     def wait(self, seconds: float) -> bool:
         """Whether it has finished within so long."""
         return self._finished.wait(seconds)
-
-
-def living_max(limits: Limits, layout: Layout) -> int:
-    """How many leases may live in one shard."""
-    return max(1, limits.region_loads // layout.shards)
-
-
-def check_idle(connection: Any) -> None:
-    """Raises ConfigError where a transaction of ours cannot be opened and committed."""
-    if not is_psycopg(connection) or not connection.autocommit or connection.info.transaction_status:
-        raise ConfigError(
-            "write_token opens and commits a transaction itself, on a psycopg connection in autocommit mode that is in "
-            "none: inside a transaction of your own call reader.token(session) before its COMMIT"
-        )
-
-
-def note_shown(token: Token | Session | str | None, need: Need, found: Iterable[Found]) -> None:
-    """Tell a session what its read showed."""
-    if need.track and isinstance(token, Session):
-        for one in found:
-            if one.kept is not None:
-                token.add(shown_by(one.kept.evidence))
-                token.lost = False
-
-
-def alarm(event: str, view: str) -> None:
-    """Something that must never happen: an error in the log, without any value."""
-    _log.error("%s view=%s", event, view)

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from cdc.errors import BadRecord, ConfigError, TransientError
+from cdc.errors import BadRecord, ConfigError, FatalError, TransientError
 from invalidator import entry as entries
 from invalidator.codecs import Coder
 from invalidator.guard import Fill, Outcome
@@ -153,6 +153,12 @@ Act: TypeAlias = Look | Lease | Load | Offer | Wait | Pause | AskClock
 Flow: TypeAlias = Generator[Act, Any, T]
 
 
+_CLOCK = "clock"
+"""The flight of a question for the database's time; those of loads are named by view and key."""
+
+REDIS_FAULTS = (TransientError, FatalError)
+"""What a region raises, whether it passes by itself or a person must mend it: the database has the values anyway."""
+
 AWAY = Looked("AWAY", "", "", ())
 """Stands for a reply that did not come."""
 
@@ -160,12 +166,19 @@ AWAY = Looked("AWAY", "", "", ())
 class Found(msgspec.Struct, frozen=True):
     """A value to return; `kept` is its encoded form with what is known of it, where that was looked at.
 
-    `again`: what to run beside its use, so that it stays within its bound.
+    `again`: what to run beside its use, so that it stays within its bound. `own`: what is known of a value that is for
+    nobody else.
     """
 
     value: Any
     kept: Kept | None = None
     again: Flow[Any] | None = None
+    own: Evidence | None = None
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What is known of it, where that was looked at."""
+        return self.own if self.kept is None else self.kept.evidence
 
 
 class _Visit(msgspec.Struct):
@@ -201,21 +214,28 @@ class Reading:
     ) -> None:
         """`share` gives random numbers of 0..1, `owner` is 16 hexadecimal digits that no other process has."""
         self.counts = Counts()
-        self.near = None if near is None else NearCache(near)
         self._refresh_after = 1.0 if near is None else near.refresh_after
         self._layout = layout
         self._limits = limits
-        self._owner = owner
+        self._near_settings = near
+        self._make_flight = make_flight
         self._clock = clock
         self._share = share
         self._alarm = alarm
-        self._flights = Flights(make_flight)
-        self._gate = LoadGate(limits.loads, make_flight)
         self._breaker = Breaker(limits.breaker_failures, limits.breaker_seconds)
         self._database_clock = DatabaseClock()
-        self._closed: set[str] = set()
+        self._closed: set[tuple[str, int]] = set()
         self._last_watermark = ("", "", parse_watermark("", ""))
         self._renewed: set[tuple[str, str]] = set()
+        self.begin(owner)
+
+    def begin(self, owner: str) -> None:
+        """Also in a child of the process: what others have under way there never ends, and their locks stay taken."""
+        self._owner = owner
+        self._flights = Flights(self._make_flight)
+        self._gate = LoadGate(self._limits.loads, self._make_flight)
+        self.near = None if self._near_settings is None else NearCache(self._near_settings)
+        self._renewed.clear()
 
     def get(self, view: TypedView[T], key: object, need: Need = ANY, snapshot: Any = None) -> Flow[Found]:
         """The value of one key, past the near cache (`nearby`)."""
@@ -226,8 +246,8 @@ class Reading:
             shard = self._layout.place(name)[0]
             try:
                 looked = seen[shard] = yield Look(shard, (name,), view.view)
-            except TransientError:
-                seen[shard] = self._failed()
+            except REDIS_FAULTS as error:
+                seen[shard] = self._failed(view, error)
             else:
                 self._breaker.succeeded()
                 data = looked.entries[0]
@@ -251,7 +271,11 @@ class Reading:
                 wanted[name] = key
             else:
                 near[name] = found
-        read = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        try:
+            read = (yield from self._read(view, wanted, need, snapshot)) if wanted else {}
+        except BaseException:  # nobody runs their flows now
+            self._renewed -= {(view.view.name, name) for name, one in near.items() if one.again is not None}
+            raise
         every = near | read
         return {key: every[name] for key, name in names.items()}
 
@@ -289,7 +313,7 @@ class Reading:
         for shard in range(self._layout.shards):
             try:
                 looked: Looked = yield Look(shard, (), view)
-            except TransientError:
+            except REDIS_FAULTS:
                 return False
             mark = parse_watermark(looked.watermark, looked.epoch)
             related = relation(token.history, mark.history)
@@ -317,10 +341,7 @@ class Reading:
         """`seen`: replies that are there already."""
         now = self._clock()
         if need.bound_ms is not None and self._now_ms() is None:
-            try:
-                self._observe((yield AskClock()))
-            except SourceFault:
-                self.counts["clock_unknown"] += 1  # no age can be proven: the load that follows will say why
+            yield from self._learn_time(now + self._limits.wait_seconds)
         wait = self._limits.wait_seconds
         visit = _Visit(view, need, snapshot, now + wait, now + wait * PATIENCE)
         left = dict(wanted)
@@ -338,11 +359,29 @@ class Reading:
                 visit.found = visit.spares | visit.found
         return visit.found
 
-    def _failed(self) -> Looked:
+    def _learn_time(self, deadline: float) -> Flow[None]:
+        """Ask for the database's time; one at a time in this process, the others wait for the answer."""
+        flight, leads = self._flights.lead_or_join(_CLOCK)
+        if not leads:
+            yield Wait(flight, max(0.0, deadline - self._clock()))
+            return
+        try:
+            self._observe((yield AskClock()))
+        except SourceFault:
+            self.counts["clock_unknown"] += 1  # no age can be proven: the load that follows will say why
+        finally:
+            self._flights.land(_CLOCK, None)
+
+    def _failed(self, view: TypedView[Any], error: Exception) -> Looked:
         """Redis did not answer."""
         self._breaker.failed(self._clock())
-        self.counts["down"] += 1
+        self._note_fault(view, error)
         return AWAY
+
+    def _note_fault(self, view: TypedView[Any], error: Exception) -> None:
+        self.counts["down"] += 1
+        if isinstance(error, FatalError):  # a wrong password, say: the application goes on without its cache
+            self._alarm("region_refuses", view.view.name)
 
     def _look(self, visit: _Visit, left: dict[str, Any], seen: Mapping[int, Looked]) -> Flow[None]:
         """Look for what is left in Redis; what may be served is found, and left no more."""
@@ -355,13 +394,13 @@ class Reading:
                     return
                 try:
                     looked = yield Look(shard, names, visit.view.view)
-                except TransientError:
-                    looked = self._failed()
+                except REDIS_FAULTS as error:
+                    looked = self._failed(visit.view, error)
             if looked is AWAY:
                 visit.away = True
                 return
             self._breaker.succeeded()
-            self._note_status(visit, looked)
+            self._note_status(visit, shard, looked)
             if looked.status != "OPEN":
                 self.counts[looked.status.lower()] += len(names)
                 visit.marks[shard] = self._watermark(looked)
@@ -425,14 +464,14 @@ class Reading:
             return
         led: dict[str, Any] = {}
         joined: dict[str, Flight] = {}
-        for name, key in left.items():
-            flight, leads = self._flights.lead_or_join((visit.view.view.name, name))
-            if leads:
-                led[name] = key
-            else:
-                joined[name] = flight
         end: Exception | None = None
         try:
+            for name, key in left.items():
+                flight, leads = self._flights.lead_or_join((visit.view.view.name, name))
+                if leads:
+                    led[name] = key
+                else:
+                    joined[name] = flight
             if led:
                 yield from self._load_leased(visit, dict(led))
         except Exception as error:
@@ -442,16 +481,23 @@ class Reading:
             for name in led:
                 self._flights.land((visit.view.view.name, name), visit.found.get(name, end))
         again: dict[str, Any] = {}
+        abandoned: dict[str, Any] = {}
         for name, flight in joined.items():
-            yield Wait(flight, max(0.0, visit.deadline - self._clock()))
-            if not self._share_in(visit, name, flight.result):
+            is_over = yield Wait(flight, max(0.0, visit.deadline - self._clock()))
+            if is_over and flight.result is None:
+                abandoned[name] = left[name]
+            elif not self._share_in(visit, name, flight.result):
                 again[name] = left[name]
-        if again:  # whoever led found it in Redis, asked for less, or gave up
+        if abandoned:  # whoever led was cancelled: one of those who waited leads now
+            yield from self._load_once(visit, abandoned)
+        if again:  # whoever led found it in Redis, asked for less, or takes too long
             yield from self._look_again(visit, again)
             yield from self._load_leased(visit, again)
 
     def _share_in(self, visit: _Visit, name: str, result: Found | Exception | None) -> bool:
         """Whether what another loaded will do here too; its error is ours."""
+        if isinstance(result, Unproven):  # who led may have asked for more
+            return False
         if isinstance(result, Exception):
             raise result
         if result is None or result.kept is None:
@@ -475,6 +521,11 @@ class Reading:
                 granted = yield from self._take_in_turn(visit, left, is_late=is_late)
                 if granted:
                     yield from self._load(visit, {name: left.pop(name) for name in granted})
+            except GeneratorExit:  # nobody is there who could still do anything
+                raise
+            except BaseException:  # a cancelled load too must not keep others from loading
+                yield from self._give_back(visit, tuple(visit.fields))
+                raise
             finally:
                 self._gate.leave(self._clock())
             if granted or not left:
@@ -532,26 +583,25 @@ class Reading:
         is_held = False
         for shard, names in self._by_shard(left).items():
             fields = names if alone else tuple(f"{name}\0{self._owner}{int(self._share() * 1e9):x}" for name in names)
+            visit.fields |= zip(names, fields, strict=True)  # whoever is interrupted here may have them
             try:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
-            except TransientError:
+            except REDIS_FAULTS as error:
+                self._note_fault(visit.view, error)
                 visit.away = True
                 return list(left), False
             is_held |= "HELD" in answers
-            for name, field, answer in zip(names, fields, answers, strict=True):
+            for name, answer in zip(names, answers, strict=True):
                 if answer == "GRANTED":
                     granted.append(name)
-                    visit.fields[name] = field
+                else:
+                    del visit.fields[name]
         return granted, is_held
 
     def _load(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[None]:
         """One transaction for all of `keys`, judged, and offered to the cache."""
-        try:
-            loaded, evidences = yield from self._prove(visit, keys)
-            encoded = {name: self._encode(visit.view, value) for name, value in loaded.value.items()}
-        except Exception:
-            yield from self._give_back(visit, keys)
-            raise
+        loaded, evidences = yield from self._prove(visit, keys)
+        encoded = {name: self._encode(visit.view, value) for name, value in loaded.value.items()}
         self.counts["loaded"] += len(keys)
         generations = self.near.generations(visit.view.view.name) if self.near else ""
         for name, (encoding, payload) in encoded.items():
@@ -560,10 +610,10 @@ class Reading:
             if known is not None and not loaded.own:
                 stored = msgspec.structs.replace(known, final=False)
                 kept = self._kept(visit.view, loaded.value[name], payload, encoding, stored, generations)
-            visit.found[name] = Found(loaded.value[name], kept)
+            visit.found[name] = Found(loaded.value[name], kept, own=known if loaded.own else None)
             if kept is not None:
                 self._keep(visit.view, name, kept)
-        yield from self._store(visit, encoded, None if loaded.own else loaded.proof)
+        yield from self._store(visit, encoded, None if loaded.own else loaded.stored)
 
     def _prove(self, visit: _Visit, keys: Mapping[str, Any]) -> Flow[tuple[Loaded, dict[str, Evidence]]]:
         """Load; once more, from the primary, where that does not prove what is asked for."""
@@ -586,11 +636,14 @@ class Reading:
         if loaded.proof is None:
             return {}
         seen, known = loaded.proof.snapshot, {}
+        asked_for = visit.need.token.history if visit.need.token else ""
         for name in keys:
             mark = visit.marks.get(self._layout.place(name)[0], NOWHERE_NEAR)
             evidence = of_load(seen.history, seen.text, loaded.proof.as_of_ms, mark)
-            replaced = relation(seen.history, mark.history) is Relation.EARLIER  # a server that is the primary no more
-            known[name] = msgspec.structs.replace(evidence, final=loaded.begun_now and not replaced)
+            later = (relation(seen.history, mark.history), relation(seen.history, asked_for))
+            replaced = Relation.EARLIER in later  # a server that is the primary no more
+            final, fresh_ms = loaded.begun_now and not replaced, UNKNOWN_MS if replaced else evidence.fresh_ms
+            known[name] = msgspec.structs.replace(evidence, final=final, fresh_ms=fresh_ms, showed=loaded.showed)
         return known
 
     def _against(self, visit: _Visit, keys: Collection[str], evidences: Mapping[str, Evidence]) -> str | None:
@@ -652,10 +705,13 @@ class Reading:
                     self.counts["filled" if filled.outcome is Outcome.APPLIED else filled.outcome.lower()] += 1
                     if filled.reason:
                         self.counts[f"refused:{filled.reason}"] += 1
-        except TransientError:
-            self.counts["down"] += 1  # the values are good; only the cache did not take them
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)  # the values are good; only the cache did not take them
             return
-        yield from self._give_back(visit, [name for name in encoded if visit.fields.get(name, name) != name])
+        ended = [name for name in encoded if visit.fields.get(name) == name]
+        for name in ended:  # by the fill
+            del visit.fields[name]
+        yield from self._give_back(visit, encoded)
 
     def _give_back(self, visit: _Visit, names: Collection[str]) -> Flow[None]:
         """End leases that no fill ends; one that cannot be ended expires."""
@@ -663,8 +719,8 @@ class Reading:
         try:
             for shard, leased in self._by_shard(fields).items():
                 yield Lease(shard, tuple(fields[name] for name in leased), 0.0)
-        except TransientError:
-            self.counts["down"] += 1
+        except REDIS_FAULTS as error:
+            self._note_fault(visit.view, error)
 
     # -- small parts
 
@@ -681,15 +737,16 @@ class Reading:
         if reading is not None:
             self._database_clock.observe(reading.time_ms, reading.asked)
 
-    def _note_status(self, visit: _Visit, looked: Looked) -> None:
+    def _note_status(self, visit: _Visit, shard: int, looked: Looked) -> None:
         view = visit.view.view.name
         if looked.status == "OPEN":
-            self._closed.discard(view)
+            self._closed.discard((view, shard))
             return
         visit.fillable = False
-        if view not in self._closed:
-            self._closed.add(view)
-            self._gate.raised(self._clock())
+        if (view, shard) in self._closed:  # one that stays closed beside open ones is not raised again and again
+            return
+        self._closed.add((view, shard))
+        self._gate.raised(self._clock())
         if self.near is not None:
             self.near.forget_view(view)
 

@@ -48,7 +48,7 @@ FAULTS = (
     Fault("UNBLOCKED", Remedy.RECONNECT, "the node's role changed"),
     Fault("NOAUTH", Remedy.STOP, "set the region's username and password"),
     Fault("WRONGPASS", Remedy.STOP, "correct the region's username and password"),
-    Fault("NOPERM", Remedy.STOP, "grant the user the commands and keys that `staleproof check` lists"),
+    Fault("NOPERM", Remedy.STOP, "grant the user what `staleproof acl` prints"),
     Fault("NOPROTO", Remedy.STOP, "use Redis 7.0 or Valkey 7.2, or newer"),
     Fault("WRONGTYPE", Remedy.STOP, "another application wrote under our keys: choose another prefix"),
     Fault("STALEPROOF", Remedy.STOP, "the shard was written by another version: upgrade, or choose another prefix"),
@@ -60,6 +60,8 @@ UNANSWERED = Fault(
 )
 UNREACHABLE = Fault("UNREACHABLE", Remedy.RECONNECT, "redis cannot be reached")
 NO_CLUSTER = Fault("NOCLUSTER", Remedy.STOP, "set the region's topology: single, or name nodes of a cluster")
+DENIED = next(fault for fault in FAULTS if fault.kind == "NOPERM")
+_DENIED_IN_A_SCRIPT = ("ACL failure in script", "The user executing the script can't")  # the latter of Redis 7.0
 UNKNOWN = Fault("UNKNOWN", Remedy.STOP, "please report this")
 
 
@@ -69,6 +71,8 @@ def judge(text: str) -> Fault:
         return LIBRARY_MISSING
     if "cluster support disabled" in text:
         return NO_CLUSTER
+    if any(words in text for words in _DENIED_IN_A_SCRIPT):
+        return DENIED
     words = text.replace("'", " ").replace(":", " ").split()
     first = words[0].removeprefix("-") if words else ""
     for fault in FAULTS:

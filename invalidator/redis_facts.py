@@ -42,7 +42,7 @@ class RedisFacts:
     """One server. `product` is `redis` or `valkey`, `refusal` why functions cannot be used here, if so.
 
     `server` tells it from the others of its region: host and port where there are several, else nothing. `rights` by
-    user; None: ours may not ask. `is_open`: without a login, too, anything can be sent.
+    user; None: ours could not ask. `is_open`: without a login, too, anything can be sent.
     """
 
     product: str
@@ -119,12 +119,18 @@ def _rights(client: redis.Redis, trials: Mapping[str, Sequence[Command]]) -> dic
             for command in commands:
                 asked.execute_command("ACL", "DRYRUN", user, *command)  # type: ignore[no-untyped-call]  # redis-py
             replies = asked.execute(raise_on_error=False)
-        if any(isinstance(reply, redis.exceptions.NoPermissionError) for reply in replies):
+        if any(map(_is_unanswered, replies)):
             return None
         allowed = frozenset(command for command, reply in zip(commands, replies, strict=True) if reply == b"OK")
         exists = not any(isinstance(reply, Exception) and str(reply).startswith("User ") for reply in replies)
         found[user] = Rights(user=user, exists=exists, allowed=allowed)
     return found
+
+
+def _is_unanswered(reply: object) -> bool:
+    """Whether our user may not ask, or the server does not know the question, as managed services may not."""
+    unknown = isinstance(reply, redis.ResponseError) and str(reply).startswith("unknown ")
+    return unknown or isinstance(reply, redis.exceptions.NoPermissionError)
 
 
 def _is_open(node: Node) -> bool:

@@ -2,7 +2,8 @@
 
 In flow a write's stamp, or what a read saw; out flows a short text for a header or a cookie, and the answer to one
 question: is this token shown by that proof? Written
-`1.<history>.<stamps>.<lsn>[.<seen>]`: stamps are hexadecimal and joined by `-`, the rest as in docs/protocol.md §2.4.
+`1.<history>.<stamps>.<lsn>[.<seen>][.s<after>]`: stamps are hexadecimal and joined by `-`, the rest as in
+docs/protocol.md §2.4.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ TEXT_CHARACTERS_MAX = 1_024
 """A longer text is no token: cookies end at 4,096."""
 
 STAMPS_MAX = 8
+SEEN_MAX = 33 + 16 * 32
+"""A read that saw so much beside running transactions is remembered as if those had ended: it asks for more."""
+
 NO_LSN = "0" * 16
 NOTHING_SEEN = ""
 NEVER_COVERED = "p" + "f" * 32
@@ -28,6 +32,7 @@ NEVER_COVERED = "p" + "f" * 32
 
 _TEXT = re.compile(
     r"1\.([0-9a-z:-]{1,80})\.((?:[0-9a-f]{1,16}(?:-[0-9a-f]{1,16}){0,7})?)\.([0-9a-f]{0,16})(?:\.(p[0-9a-f]{32,}))?"
+    r"(?:\.s([0-9a-f]{1,16}))?"
 )
 
 
@@ -54,24 +59,28 @@ class Token(msgspec.Struct, frozen=True):
     """What must be shown: every transaction of `stamps`, and all that a read with the proof `seen` saw.
 
     `lsn` is a position of the log by which all of it was logged, zeros where none is known: who has everything logged
-    before it needs no more proof. A token of nothing is always shown.
+    before it needs no more proof. Besides, everything logged before `after` must be shown, whatever else is: so far a
+    read may have seen that no snapshot describes. A token of nothing is always shown.
     """
 
     history: History
     stamps: tuple[str, ...] = ()
     lsn: str = NO_LSN
     seen: str = NOTHING_SEEN
+    after: str = NO_LSN
 
     @property
     def empty(self) -> bool:
         """Whether it asks for nothing."""
-        return not self.stamps and not self.seen
+        return not self.stamps and not self.seen and self.after == NO_LSN
 
     @property
     def text(self) -> str:
         """As it travels: letters, digits, `.`, `:` and `-` only."""
         stamps = "-".join(stamp.lstrip("0") or "0" for stamp in self.stamps)
-        return f"1.{self.history}.{stamps}.{self.lsn.lstrip('0')}" + (f".{self.seen}" if self.seen else "")
+        seen = f".{self.seen}" if self.seen else ""
+        after = "" if self.after == NO_LSN else f".s{self.after.lstrip('0')}"
+        return f"1.{self.history}.{stamps}.{self.lsn.lstrip('0')}{seen}{after}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -80,7 +89,7 @@ class Token(msgspec.Struct, frozen=True):
         if found is None or len(found[4] or "p") % 16 != 1:
             raise ValueError("not a token")
         stamps = tuple(stamp.zfill(16) for stamp in found[2].split("-")) if found[2] else ()
-        return cls(found[1], stamps, found[3].zfill(16), found[4] or NOTHING_SEEN)
+        return cls(found[1], stamps, found[3].zfill(16), found[4] or NOTHING_SEEN, (found[5] or "").zfill(16))
 
     def and_also(self, other: Token) -> Token:
         """One that asks for both. Of two histories the later one counts: it holds what remained of the other.
@@ -90,14 +99,12 @@ class Token(msgspec.Struct, frozen=True):
         if other.empty or relation(other.history, self.history) is Relation.EARLIER:
             return other if self.empty else self
         if self.empty or self.history != other.history:
-            return other
+            return _fitting(other)
         stamps = tuple(sorted({*self.stamps, *other.stamps}))
         seen = _union(self.seen, other.seen)
-        if len(stamps) > STAMPS_MAX:
-            after = f"{int(stamps[-1], 16) + 1:016x}"
-            stamps, seen = (), _union(seen, f"p{after}{after}")
-        lsn = NO_LSN if NO_LSN in (self.lsn, other.lsn) else max(self.lsn, other.lsn)
-        return Token(self.history, stamps, lsn, seen)
+        known = [token.lsn for token in (self, other) if token.stamps or token.seen]
+        lsn = NO_LSN if not known or NO_LSN in known else max(known)
+        return _fitting(Token(self.history, stamps, lsn, seen, max(self.after, other.after)))
 
 
 class Session:
@@ -123,7 +130,7 @@ class Session:
 
     def add(self, token: Token) -> None:
         """From now on this must be shown too."""
-        self.token = token if self.token is None else self.token.and_also(token)
+        self.token = Token(token.history).and_also(token) if self.token is None else self.token.and_also(token)
 
 
 def is_shown(
@@ -133,6 +140,8 @@ def is_shown(
 
     `stamps` are shown by themselves, and so is everything that was logged before `logged_before`.
     """
+    if token.after > logged_before:
+        return False
     if token.lsn != NO_LSN and token.lsn <= logged_before:
         return True
     seen_by_one = not token.seen or any(includes(proof, token.seen) for proof in proofs)
@@ -148,6 +157,17 @@ def includes(proof: str, seen: str) -> bool:
         running = split_stamps(seen[33:])
         return proof[17:33] >= xmax and all(x >= xmax or x in running for x in split_stamps(proof[33:]))
     return kind == "s" and proof[1:17] >= xmax
+
+
+def _fitting(token: Token) -> Token:
+    """One that asks for this or more, and whose text is none too long."""
+    stamps, seen = token.stamps, token.seen
+    if len(stamps) > STAMPS_MAX:
+        after = f"{min(int(max(stamps), 16) + 1, 2**64 - 1):016x}"
+        stamps, seen = (), _union(seen, f"p{after}{after}")
+    if len(seen) > SEEN_MAX:
+        seen = f"p{seen[17:33]}{seen[17:33]}"
+    return Token(token.history, stamps, token.lsn, seen, token.after)
 
 
 def _union(one: str, other: str) -> str:

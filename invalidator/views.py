@@ -178,11 +178,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """All views, and for each table the rules that a change of it meets, in the order of the file."""
+    """All views, and for each table the rules that a change of it meets, in the order of the file.
+
+    `plain`: names of those with the plain layout.
+    """
 
     views: Mapping[str, View]
     by_table: Mapping[str, tuple[tuple[View, Rule], ...]]
     digest: str
+    plain: frozenset[str] = frozenset()
 
 
 def load_views(text: str, *, place: str) -> Views:
@@ -211,6 +215,7 @@ def index_views(views: Iterable[View]) -> Views:
         views=MappingProxyType(by_name),
         by_table=MappingProxyType({table: tuple(rules) for table, rules in by_table.items()}),
         digest=_digest(sorted((view.name, view.digest) for view in by_name.values())),
+        plain=frozenset(view.name for view in by_name.values() if view.is_plain),
     )
 
 

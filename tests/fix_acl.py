@@ -58,9 +58,9 @@ class Guarded:
 
     def denials(self) -> list[tuple[str, str, str]]:
         """What the server noted as refused since the last time: user, reason, object."""
-        log = [(entry["username"], entry["reason"], entry["object"]) for entry in self.admin.acl_log()]
+        log = self.admin.acl_log()
         self.admin.acl_log_reset()
-        return log
+        return [(e["username"], e["reason"], e["object"]) for e in log for _ in range(int(e["count"]))]
 
     def _acl(self, *words: str) -> None:
         self.admin.execute_command("ACL", *words)

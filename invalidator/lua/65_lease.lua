@@ -1,5 +1,5 @@
 -- sp1_lease: who loads which keys now, so that the database is asked once for each, and not too often at a time. Leases
--- protect the database; nothing that is right depends on them.
+-- protect the database, most of all while Redis is full and takes no fills; nothing that is right depends on them.
 -- KEYS: leases. ARGV: version; owner (16 characters); milliseconds (0: end the owner's leases); how many may live in this
 --   shard; fields.
 -- Reply: per field GRANTED, HELD by somebody, FULL: as many as may live do; or RELEASED.
@@ -42,4 +42,4 @@ local function lease(KEYS, ARGV)
   end
   return replies
 end
-redis.register_function{function_name = 'sp1_lease', callback = lease}
+redis.register_function{function_name = 'sp1_lease', callback = lease, flags = {'allow-oom'}}

@@ -40,6 +40,9 @@ from tests.fix_stack import MakeSite, Site
 from tests.history import History, SessionHistory
 
 KEYS = 24
+PROOF_KEYS = 6
+"""More keys, that only the reader without a bound reads: what others load for theirs would make its entries new."""
+
 BOUND_SECONDS = 1.0
 CALM_SECONDS = 1.5
 PACE_SECONDS = 0.002
@@ -68,7 +71,9 @@ class Crowd:
         ]
 
     def __enter__(self) -> Self:
-        self.site.database.execute("INSERT INTO contacts SELECT i, '1', 's' FROM generate_series(1, %s) i", (KEYS,))
+        self.site.database.execute(
+            "INSERT INTO contacts SELECT i, '1', 's' FROM generate_series(1, %s) i", (KEYS + PROOF_KEYS,)
+        )
         self._pool.wait()
         for thread in self._threads:
             thread.start()
@@ -115,7 +120,7 @@ class Crowd:
     def _write(self, rng: random.Random) -> None:
         with psycopg.connect(self.site.dsn, autocommit=True) as connection:
             while not self._stop.wait(PACE_SECONDS * 4):
-                key = rng.randint(1, KEYS)
+                key = rng.randint(1, KEYS + PROOF_KEYS)
                 version = self._update(connection, key)
                 self._wrote(key, version)
 
@@ -125,18 +130,21 @@ class Crowd:
         self.unbounded.wrote(key, version, acked)
 
     def _read_bounded(self, rng: random.Random) -> None:
-        self._read_into(rng, self.bounded, self._reader("eu").view("contact", load, max_staleness=BOUND_SECONDS))
+        view = self._reader("eu").view("contact", load, max_staleness=BOUND_SECONDS)
+        self._read_into(rng, self.bounded, view, range(1, KEYS + 1))
 
     def _read_near(self, rng: random.Random) -> None:
         reader = self._reader("eu", near=Near())
-        self._read_into(rng, self.bounded, reader.view("contact", load, max_staleness=BOUND_SECONDS))
+        view = reader.view("contact", load, max_staleness=BOUND_SECONDS)
+        self._read_into(rng, self.bounded, view, range(1, KEYS + 1))
 
     def _read_unbounded(self, rng: random.Random) -> None:
-        self._read_into(rng, self.unbounded, self._reader("eu").view("contact", load))
+        view = self._reader("eu").view("contact", load)
+        self._read_into(rng, self.unbounded, view, range(KEYS + 1, KEYS + PROOF_KEYS + 1))
 
-    def _read_into(self, rng: random.Random, history: History, view: Any) -> None:
+    def _read_into(self, rng: random.Random, history: History, view: Any, keys: range) -> None:
         while not self._stop.wait(PACE_SECONDS):
-            key, began = rng.randint(1, KEYS), time.monotonic()
+            key, began = rng.choice(keys), time.monotonic()
             version = self._try(lambda key=key: view.get(key))
             if version is not None:
                 history.read(key, version, began)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdc.control import Raise, encode_control
 from cdc.errors import TransientError
+from cdc.events import Position
 from consumers import plain as plain_keys
+from consumers.replay_planning import Wave
+from consumers.replay_regions import Target, begin, finish
 from invalidator import plain
 from invalidator.guard import Beat
 from invalidator.layout import Layout, Row, row_field
 from invalidator.plain import Debt
+from invalidator.plan import Invalidation
 from invalidator.region import Region
 from tests.fix_plain import PlainWorld
 from tests.fix_redis import redis_of
@@ -119,6 +125,13 @@ def test_more_debts_than_are_kept_become_their_views(world: PlainWorld, monkeypa
         world.set(number, "old")
     world.beat()
     assert not any(world.has(number) for number in range(20))
+    assert world.owed() == {}
+
+
+def test_the_debt_of_a_view_that_is_no_more_is_dropped(world: PlainWorld) -> None:
+    world.region.owe(0, [Debt("gone:1", "gone", Position(1, world.lsn, 0).text, (f"{1:016x}",))], None, 0)
+    assert list(world.owed()) == ["*gone"]
+    world.beat()
     assert world.owed() == {}
 
 
@@ -251,6 +264,19 @@ def test_a_rolled_back_shard_pays_again(world: PlainWorld) -> None:
         redis_of(world.region).restore(name, 0, dump, replace=True)
     world.beat()
     assert not world.has()
+
+
+def test_a_replayed_range_removes_the_keys_that_it_names(world: PlainWorld) -> None:
+    target = Target(world.region, world.views)
+    world.set()
+    world.set(2)
+    changed = Invalidation("contact", world.key(), Position(1, world.lsn, 0).text, (f"{world.stamp:016x}",))
+    wave = Wave({("contact", world.key()): changed}, {}, Counter(), Counter())
+    finish(begin(wave, [target]), [target], lambda: False)
+    assert not world.has()
+    assert world.has(2)
+    assert target.counts["unlinked"] == 1
+    assert world.owed() == {}, "what a replay removes was visible long ago"
 
 
 def test_a_sharded_region_does_the_same(region: Region) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
+from tests.mutants.table_acl import ACL_MUTANTS
 from tests.mutants.table_reader import READER_MUTANTS
 
 RACE = "tests/integration/test_main_path.py::test_an_event_that_arrives_before_its_row_is_visible_refuses_the_fill"
@@ -671,8 +672,8 @@ MUTANTS = [
         "an old snapshot of a standby shows what is replayed now",
         "P1 §4.5",
         "invalidator/loading.py",
-        "parse_lsn(begun.replayed) if begun.renews else 0",
-        "parse_lsn(begun.replayed)",
+        "parse_lsn(begun.reached) if begun.renews else 0",
+        "parse_lsn(begun.reached)",
         SESSIONS + "test_a_standby_shows_what_was_replayed_only_where_a_later_snapshot_is_taken",
     ),
     Mutant(
@@ -695,8 +696,8 @@ MUTANTS = [
         "what a transaction wrote is cached before its commit",
         "P1 §4.5",
         "invalidator/reading.py",
-        "None if loaded.own else loaded.proof",
-        "loaded.proof",
+        "None if loaded.own else loaded.stored",
+        "loaded.stored",
         ADAPTERS + "test_what_an_atomic_block_wrote_is_shown_to_it_and_not_cached",
     ),
     Mutant(
@@ -888,6 +889,7 @@ MUTANTS = [
         PLAIN_LAYOUT + "test_truncate_sweeps_the_view_and_nobody_elses_keys",
     ),
     *READER_MUTANTS,
+    *ACL_MUTANTS,
 ]
 
 EQUIVALENT = {

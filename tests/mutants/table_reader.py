@@ -55,8 +55,8 @@ READER_MUTANTS = [
         "a server that was replaced is believed",
         "P2 §4.0 history",
         READING,
-        "final=loaded.begun_now and not replaced",
-        "final=loaded.begun_now",
+        "            replaced = Relation.EARLIER in later",
+        "            replaced = False",
         READER + "test_a_server_that_was_replaced_proves_nothing",
     ),
     Mutant(
@@ -79,8 +79,8 @@ READER_MUTANTS = [
     Mutant(
         "a session forgets what it was shown",
         "P3 §4.6",
-        "invalidator/reader.py",
-        "token.add(shown_by(one.kept.evidence))",
+        "invalidator/reader_base.py",
+        "token.add(shown_by(one.evidence))",
         "pass",
         READER + "test_a_session_is_never_shown_less_than_before",
     ),

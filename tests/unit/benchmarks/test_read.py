@@ -120,4 +120,4 @@ def test_the_value_is_of_the_size_that_is_told():
     for number in range(KEYS):
         assert 560 < len(encode(contact(number))) < 640
         assert decode(encode(contact(number))) == contact(number)
-    assert own_contact(7).attributes == contact(7).attributes
+    assert own_contact(7).attributes == list(contact(7).attributes)

@@ -27,6 +27,7 @@ views:
   contact: {key: "contact:{id}", load: SELECT, tables: {public.contacts: {}}}
   segment: {key: "segment:{id}", tables: {public.segments: {}}}
   template: {key: "template:{id}", mode: refresh, tables: {public.templates: {}}}
+  raw: {key: "raw:{id}", layout: plain, tables: {public.contacts: {}}}
 """,
     place="v",
 )
@@ -46,7 +47,7 @@ def test_steps_that_end_early_count_when_all_before_them_have_ended():
 
 
 def test_all_means_what_can_be_rebuilt_and_says_what_cannot():
-    assert names(Aim(everything=True)) == (["contact", "template"], ("segment",))
+    assert names(Aim(everything=True)) == (["contact", "template"], ("raw", "segment"))
 
 
 def test_keys_name_their_views():
@@ -62,6 +63,8 @@ def test_a_key_of_another_view_than_the_one_named_is_refused():
     ("aim", "complaint"),
     [
         (Aim(), "nothing to rebuild is named"),
+        (Aim(views=("raw",)), "layout: plain: only the application stores its values"),
+        (Aim(keys=("raw:1",)), "'raw:1' is a key of no view: keys look like contact:{id}, segment"),
         (Aim(everything=True, views=("contact",)), "--all means every view, and --view some"),
         (Aim(views=("contact",), keys=("contact:1",), where="true"), "--key and --where both choose keys"),
         (Aim(views=("contact",), warm_from="us", fence_first=True), "--fence-first is about all keys of a view, and --warm-from"),

@@ -55,10 +55,12 @@ class Database:
 
     def __init__(self) -> None:
         self.autocommit = True
+        self.transaction_status = 0
         self.pgconn = object()  # psycopg's mark
         self.identity: tuple[Any, ...] = ("one", False, HISTORY)
         self.replayed: tuple[Any, ...] = ("one", "0/64")
         self.seen: tuple[Any, ...] = ("one", False, "10:12:11", NOW_MS)
+        self.reached = "0/65"
         self.end: tuple[Any, ...] = ("10:12:11", True)
         self.rolled_back = False
         self.lent = 0
@@ -68,7 +70,7 @@ class Database:
         if query.startswith("BEGIN"):
             return self.seen
         if query.endswith("COMMIT"):
-            return self.end
+            return (*self.end, self.reached) if "pg_last_wal_replay_lsn" in query else self.end
         if "pg_last_wal_replay_lsn" in query:
             return self.replayed
         return self.seen if "pg_current_snapshot" in query else self.identity
@@ -113,6 +115,7 @@ class _Connection:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.pgconn = database.pgconn
+        self.info = database  # of which the transaction's status is asked
 
     @property
     def autocommit(self) -> bool:

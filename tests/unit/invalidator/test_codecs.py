@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -47,6 +49,24 @@ class FrozenModel(pydantic.BaseModel, frozen=True):
     a: int
 
 
+class FrozenOfList(msgspec.Struct, frozen=True):
+    a: list[str]
+
+
+class FrozenOfFrozen(msgspec.Struct, frozen=True):
+    a: Frozen | None
+    b: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenDataOfStruct:
+    a: Struct
+
+
+class FrozenModelOfDict(pydantic.BaseModel, frozen=True):
+    a: dict[str, int]
+
+
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("kind", [Struct, Data, Model, Any])
 def test_a_value_comes_back_as_it_was(codec: Codec, kind: Any) -> None:
@@ -84,6 +104,17 @@ def test_a_small_entry_that_would_grow_large_is_not_read() -> None:
         Coder[Any](small, Any).decode("J", without_size)
 
 
+def test_threads_compress_with_one_coder() -> None:
+    coder = Coder[str](Codec(compress_from_bytes=0), str)
+
+    def comes_back(number: int) -> bool:
+        text = "".join(random.Random(number).choices("abcdefgh", k=50_000))
+        return all(coder.decode(*coder.encode(text)) == text for _ in range(20))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(comes_back, range(16)))
+
+
 def test_deep_json_is_no_crash() -> None:
     with pytest.raises(BadRecord):
         Coder[Any](Codec(), Any).decode("j", b"[" * 100_000 + b"]" * 100_000)
@@ -101,6 +132,14 @@ def test_an_unknown_serializer_or_type_is_one_clear_error() -> None:
     [
         *((Frozen, True), (Struct, False), (FrozenData, True), (Data, False), (FrozenModel, True), (Model, False)),
         *((str, True), (dict, False), (Any, False)),
+        *(
+            (FrozenOfList, False),
+            (FrozenDataOfStruct, False),
+            (FrozenModelOfDict, False),
+            (FrozenOfFrozen, True),
+            (tuple[str, ...], True),
+        ),
+        (str | None, True),
     ],
 )
 def test_only_what_cannot_be_set_is_shared(kind: Any, frozen: bool) -> None:

@@ -66,6 +66,16 @@ def test_a_load_in_read_committed_is_as_new_as_the_question():
     assert (loaded.clock.time_ms, loaded.clock.asked) == (NOW_MS, 3.0)
 
 
+def test_what_was_committed_during_a_load_in_read_committed_may_be_shown_and_is_told():
+    loaded = load(Session(told(), told(snapshot="11:14:", replayed="0/70")))
+    assert loaded.proof is not None
+    assert loaded.proof.snapshot.text == f"p{10:016x}{12:016x}{11:016x}"  # this much it shows at least
+    assert loaded.stored is not None
+    assert loaded.stored.snapshot.text == f"s{10:016x}{0:016x}{0x70:016x}"
+    same = load(Session(told(renews=False), told(renews=False, snapshot="11:14:")))
+    assert same.stored == same.proof
+
+
 def test_a_load_in_repeatable_read_is_as_old_as_its_transaction():
     loaded = load(Session(told(renews=False), told(renews=False)))
     assert loaded.proof is not None
@@ -77,7 +87,7 @@ def test_a_standby_shows_what_was_replayed_only_where_a_later_snapshot_is_taken(
     row = told(standby=True, snapshot="10:12:", renews=renews)
     loaded = load(Session(row, row))
     assert loaded.proof is not None
-    assert loaded.proof.snapshot.text == f"s{10:016x}{lsn:016x}"
+    assert loaded.proof.snapshot.text == f"s{10:016x}{lsn:016x}{0x64:016x}"
     assert (loaded.clock, loaded.begun_now) == (None, False)
 
 

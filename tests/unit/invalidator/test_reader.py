@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cdc.errors import ConfigError, TransientError
+from cdc.errors import ConfigError, FatalError, TransientError
 from invalidator.entry import Kind
 from invalidator.herd import Limits
 from invalidator.near import Near
@@ -68,7 +68,7 @@ def test_a_standbys_fill_carries_what_was_replayed_before_it(
     database.identity, database.seen = ("one", True, HISTORY), ("one", True, "10:12:", NOW_MS)
     database.end = ("10:12:", True)
     reader.get("contact", 7, loaded(1))
-    assert region.fills[0].seen == f"s{10:016x}{0x64:016x}"
+    assert region.fills[0].seen == f"s{10:016x}{0x64:016x}{0x65:016x}"
 
 
 UNPROVEN = [
@@ -124,8 +124,11 @@ def test_a_database_that_is_away_is_a_fault_of_ours(reader: Driver, database: Da
         reader.get("contact", 7, loaded())
 
 
-def test_a_connection_in_a_transaction_of_its_own_is_refused(reader: Driver, database: Database) -> None:
-    database.autocommit = False
+@pytest.mark.parametrize(("autocommit", "status"), [(False, 0), (True, 2)])
+def test_a_connection_in_a_transaction_of_its_own_is_refused(
+    reader: Driver, database: Database, autocommit: bool, status: int
+) -> None:
+    database.autocommit, database.transaction_status = autocommit, status
     with pytest.raises(ConfigError, match="autocommit"):
         reader.get("contact", 1, pytest.fail)
 
@@ -262,11 +265,12 @@ def test_the_clock_of_a_standby_is_not_the_databases(
         reader.wait(bounded(reader).get(7))
 
 
-def test_a_server_that_was_replaced_proves_nothing(reader: Driver, region: ScriptedRegion) -> None:
+@pytest.mark.parametrize("bound", [0, 60])
+def test_a_server_that_was_replaced_proves_nothing(reader: Driver, region: ScriptedRegion, bound: float) -> None:
     region.epoch = f"{6:08x}o77:2"
     region.watermark = watermark(NOW_MS, epoch=6)
     with pytest.raises(Unproven):
-        reader.wait(bounded(reader).get(7, max_staleness=0))
+        reader.wait(bounded(reader).get(7, max_staleness=bound))
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -298,8 +302,9 @@ def token(*stamps: int, history: str = HISTORY, lsn: int = 0) -> Token:
     ],
 )  # fmt: skip
 def test_an_entry_is_served_if_it_shows_the_token(
-    reader: Driver, region: ScriptedRegion, entry: str, mark: str, wanted: Token, served: bool
+    reader: Driver, region: ScriptedRegion, database: Database, entry: str, mark: str, wanted: Token, served: bool
 ) -> None:
+    database.identity = ("one", False, wanted.history)
     region.entries["contact:7"] = stored("contact:7", seen=entry)
     region.watermark = mark
     assert reader.get("contact", 7, loaded(), token=wanted) == ({"email": "a"} if served else "loaded")
@@ -329,6 +334,33 @@ def test_a_session_is_never_shown_less_than_before(reader: Driver, region: Scrip
     assert reader.get("contact", 7, pytest.fail, token=session) == {"email": "a"}
     region.entries["contact:7"] = stored("contact:7", seen=p(12, 12))
     assert reader.get("contact", 7, loaded("again"), token=session) == "again"
+
+
+def test_a_session_remembers_what_a_standby_replayed_during_the_load(
+    kind: str, region: ScriptedRegion, database: Database
+) -> None:
+    standby = Database()
+    standby.identity, standby.seen = ("one", True, HISTORY), ("one", True, "10:12:", NOW_MS)
+    standby.end = ("10:12:", True)
+    reader, session = Driver(kind, region, standby, primary=database), Session()
+    assert reader.get("contact", 7, loaded(), token=session) == "loaded"
+    assert session.token == Token(HISTORY, after=f"{0x65:016x}")
+    region.entries["contact:7"] = stored("contact:7", seen=p(10, 11))
+    region.watermark = watermark(NOW_MS, lsn=0x64)
+    assert reader.get("contact", 7, loaded("again"), token=session) == "again"
+    region.watermark = watermark(NOW_MS, lsn=0x65)
+    hit = Session(f"1.{HISTORY}...s65")
+    assert reader.get("contact", 7, pytest.fail, token=hit) == {"email": "a"}
+    region.entries["contact:7"] = stored("contact:7", seen=f"s{10:016x}{0x64:016x}{0x66:016x}")
+    session = Session()
+    assert reader.get("contact", 7, pytest.fail, token=session) == {"email": "a"}
+    assert session.token == Token(HISTORY, after=f"{0x66:016x}")
+    region.entries["contact:8"] = stored("contact:8", seen=p(10, 11))
+    region.watermark = watermark(NOW_MS, p(12, 12), lsn=0x66)
+    for key in (8, 7, 8):  # reads of both kinds in one session: the cache serves it on
+        assert reader.get("contact", key, pytest.fail, token=session) == {"email": "a"}
+    assert Session(session.text).token == session.token == Token(HISTORY, seen=p(11, 11), after=f"{0x66:016x}")
+    reader.close()
 
 
 def test_a_session_that_was_lost_asks_the_primary_once(reader: Driver, region: ScriptedRegion) -> None:
@@ -370,8 +402,11 @@ def test_a_region_has_passed_a_token(
 # --- when something is away -------------------------------------------------------------------------------------------
 
 
-def test_a_redis_that_is_away_costs_a_load_and_no_error(reader: Driver, region: ScriptedRegion) -> None:
-    region.fails = TransientError("away")
+@pytest.mark.parametrize("fault", [TransientError("away"), FatalError("wrong password")])
+def test_a_redis_that_is_away_costs_a_load_and_no_error(
+    reader: Driver, region: ScriptedRegion, fault: Exception
+) -> None:
+    region.fails = fault
     assert reader.get("contact", 7, loaded(1)) == 1
     assert region.fills == []
 
@@ -591,6 +626,19 @@ def test_a_value_past_half_of_its_bound_is_served_and_looked_for_again(near: Dri
     _finish_aside(near)
     assert near.wait(view.get(7)) == "new"
     assert near.counts["near"] == 2
+
+
+def test_an_ageing_value_beside_one_that_fails_is_looked_for_the_next_time(
+    near: Driver, region: ScriptedRegion, database: Database
+) -> None:
+    view = bounded(near, max_staleness=5)
+    region.watermark = watermark(NOW_MS - 4_000)
+    region.entries["contact:7"] = stored("contact:7")
+    assert near.wait(view.get(7)) == {"email": "a"}
+    database.fails = OSError("away")
+    with pytest.raises(SourceFault):
+        near.wait(view.get_many([7, 8]))
+    assert not near.reader.reading._renewed
 
 
 def test_ageing_values_are_not_looked_for_twice_at_a_time(near: Driver, region: ScriptedRegion) -> None:

@@ -36,6 +36,7 @@ tokens = st.builds(
     st.sets(st.sampled_from(XIDS), max_size=3).map(lambda xids: tuple(text(xid) for xid in sorted(xids))),
     st.sampled_from([text(0), text(0x50)]),
     st.one_of(st.just(""), snapshots()),
+    st.sampled_from([text(0), text(0x60)]),
 )
 
 
@@ -53,16 +54,16 @@ def test_a_read_includes_another_if_it_saw_everything_that_the_other_saw(one: st
         assert includes(one, other)
 
 
-@given(tokens, tokens, snapshots())
-def test_a_token_for_both_is_shown_only_where_both_are(one: Token, other: Token, proof: str) -> None:
+@given(tokens, tokens, snapshots(), st.sampled_from([text(0), text(0x50), text(0x60)]))
+def test_a_token_for_both_is_shown_only_where_both_are(one: Token, other: Token, proof: str, lsn: str) -> None:
     both = one.and_also(other)
     if one.history != other.history:
         full = [token for token in (one, other) if not token.empty]
         assert both == max(full, key=lambda token: token.history) if full else both.empty
-    elif is_shown(both, (proof,)):
-        assert is_shown(one, (proof,))
-        assert is_shown(other, (proof,))
-    if one.history == other.history and both.lsn != text(0) and not (one.empty or other.empty):
+    elif is_shown(both, (proof,), logged_before=lsn):
+        assert is_shown(one, (proof,), logged_before=lsn)
+        assert is_shown(other, (proof,), logged_before=lsn)
+    if one.history == other.history and both.lsn != text(0) and all(t.stamps or t.seen for t in (one, other)):
         assert both.lsn == max(one.lsn, other.lsn)
 
 
@@ -100,3 +101,21 @@ def test_what_is_no_primarys_proof_shows_a_read_only_by_its_xmin(proof: str) -> 
     seen = Token("7:1", seen=f"p{text(9, 9)}")
     assert is_shown(seen, (proof,)) is (proof[:1] == "s")
     assert not is_shown(Token("7:1", seen=f"p{text(10, 10)}"), (proof,))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Token("7:1", seen=f"p{text(*range(10, 99))}"),
+        Token("7:1", tuple(map(text, range(20)))),
+        Token("7:1", (*map(text, range(8)), "f" * 16)),
+    ],
+)
+def test_a_session_that_was_shown_much_leaves_a_text_that_can_be_read(shown: Token) -> None:
+    session = Session()
+    session.add(shown)
+    left = Session(session.text)
+    assert not left.lost
+    assert left.token is not None
+    assert is_shown(left.token, (f"p{'f' * 32}",))
+    assert not is_shown(left.token, (f"p{text(1, 1)}",))

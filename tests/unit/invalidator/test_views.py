@@ -123,6 +123,14 @@ def test_the_digest_of_all_views_sees_each_of_them():
     assert load_views(EXAMPLE, place="v").digest != load_views(other, place="v").digest
 
 
+def test_the_digest_sees_the_layout_and_not_that_there_is_one():
+    def digest(line: str) -> str:
+        return load_views(EXAMPLE.replace("    mode: refresh\n", line), place="v").views["template"].digest
+
+    assert digest("    layout: guarded\n") == digest("")
+    assert digest("    layout: plain\n") != digest("")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -136,6 +144,11 @@ def test_the_digest_of_all_views_sees_each_of_them():
         ("ttl_seconds: 86400", "load: 86400", "views.yaml:6: views.contact.load: should be a SELECT with a column for each part of the key and `value`"),
         ("ttl_seconds: 86400", "load: DELETE FROM contacts", "views.yaml:6: views.contact.load: should be a SELECT"),
         ("mode: refresh", "mode: refresh\n    load: SELECT 1", "views.yaml:15: views.template.load: has no use with mode: refresh"),
+        ("mode: invalidate", "layout: plane", "views.yaml:5: views.contact.layout: unknown layout 'plane'; did you mean \"plain\"?"),
+        ("mode: refresh", "layout: plain\n    ttl_seconds: 5", "views.yaml:15: views.template.ttl_seconds: has no use with layout: plain: leave it out, and store"),
+        ("mode: refresh", "layout: plain\n    load: SELECT 1", "views.yaml:15: views.template.load: has no use with layout: plain: leave it out: nothing"),
+        ("mode: refresh", "mode: refresh\n    layout: plain", "views.yaml:14: views.template.mode: a plain view is the application's to fill: use mode: invalidate"),
+        ('"template:{account}/{id}"\n    mode: refresh', '"{account}/{id}"\n    layout: plain', "views.yaml:13: views.template.key: {account}/{id} begins with a field, so that any other"),
         ("86400", "yes", "views.yaml:6: views.contact.ttl_seconds: should be a whole number"),
         ("86400", "", "views.yaml:6: views.contact.ttl_seconds: should be a whole number"),
         ("  template:\n", "  contact:\n", "views.yaml:12: views.contact: is given twice, first on line 3: keep one of them"),
