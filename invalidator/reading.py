@@ -588,6 +588,8 @@ class Reading:
                 answers = yield Lease(shard, fields, limits.lease_seconds)
             except REDIS_FAULTS as error:
                 self._note_fault(visit.view, error)
+                for name in names:
+                    del visit.fields[name]
                 visit.away = True
                 return list(left), False
             is_held |= "HELD" in answers
@@ -679,6 +681,7 @@ class Reading:
     def _store(self, visit: _Visit, encoded: Mapping[str, tuple[str, bytes | None]], proof: Any) -> Flow[None]:
         """Offer what was loaded to the cache, which may refuse it: the value is good all the same."""
         if visit.away:
+            yield from self._give_back(visit, encoded)  # those of shards that answered
             return
         if proof is None:
             self.counts["unproven"] += len(encoded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 READER = "tests/unit/invalidator/test_reader.py::"
+INTERRUPTED = "tests/unit/invalidator/test_reader_interrupted.py::"
 LIVE = "tests/integration/test_reader_live.py::"
 DOORS = "tests/integration/test_doors.py::"
 JUDGING, READING = "invalidator/judging.py", "invalidator/reading.py"
@@ -58,6 +59,30 @@ READER_MUTANTS = [
         "            replaced = Relation.EARLIER in later",
         "            replaced = False",
         READER + "test_a_server_that_was_replaced_proves_nothing",
+    ),
+    Mutant(
+        "a primary that a token's history has left behind is believed",
+        "P3 §4.6 token",
+        READING,
+        "(relation(seen.history, mark.history), relation(seen.history, asked_for))",
+        "(relation(seen.history, mark.history),)",
+        INTERRUPTED + "test_a_primary_that_a_tokens_history_has_left_behind_shows_it_not",
+    ),
+    Mutant(
+        "a standby is the primary to who asks for the primary",
+        "P3 §4.6",
+        JUDGING,
+        "    if need.strong:\n",
+        "    if False:\n",
+        INTERRUPTED + "test_a_standby_is_not_taken_for_the_primary",
+    ),
+    Mutant(
+        "a cancelled load keeps its lease",
+        "P7 §4.6",
+        READING,
+        "except BaseException:  # a cancelled load",
+        "except Exception:  # a cancelled load",
+        INTERRUPTED + "test_a_cancelled_load_gives_its_lease_back",
     ),
     Mutant(
         "a token of another server's history is satisfied",
