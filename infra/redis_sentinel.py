@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from infra import cache
@@ -58,9 +59,19 @@ class WatchedServers:
     def fail_over(self) -> ServerProcess:
         """Let another take over while the primary is well; returns the old one when every Sentinel knows."""
         old = self.primary()
-        _ask(next(iter(self.sentinels)), "SENTINEL", "FAILOVER", NAME)
+        wait_for(self._begins_fail_over, "no Sentinel found a replica that can take over", AGREE_LIMIT_SECONDS)
         self.wait_promoted(old)
         return old
+
+    def _begins_fail_over(self) -> bool:
+        """Shortly after another one no replica is known to be good yet."""
+        try:
+            _ask(next(iter(self.sentinels)), "SENTINEL", "FAILOVER", NAME)
+        except ResponseError as error:
+            if str(error).startswith("NOGOODSLAVE"):
+                return False
+            raise
+        return True
 
     def wait_promoted(self, old: ServerProcess) -> None:
         """Until every Sentinel names another primary than `old`, and it takes writes."""

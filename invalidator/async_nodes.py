@@ -21,11 +21,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AskError, MovedError
 
 from invalidator.node import Node
-from invalidator.nodes import Connection, Nodes, connect
-from invalidator.redis_errors import LIBRARY_MISSING, Fault, Remedy, judge
+from invalidator.nodes import UNLIMITED, Connection, Nodes, connect
+from invalidator.redis_errors import LIBRARY_MISSING, Fault, judge
 
 _SHARED = ("db", "username", "password", "socket_connect_timeout", "path", "driver_info")
 _ASKING = hiredis.pack_command(("ASKING",))
+CONNECTIONS_MAX = 64
+"""So many a server is lent at a time; further requests wait for one, as long as for a reply."""
+
 Place: TypeAlias = tuple[Any, Any, Any]
 
 
@@ -47,11 +50,8 @@ class AsyncNodes:
                 node, asking = route.throw(error)
 
     def doubt(self, fault: Fault) -> None:
-        """As of `Nodes`. Our own connections may lead to a server that was replaced behind its address."""
+        """As of `Nodes`: whose connections it gives up, of those ours are given up too, before the next request."""
         self._nodes.doubt(fault)
-        if fault.remedy is Remedy.RECONNECT:
-            for server in self._servers.values():
-                server.drop()
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -61,7 +61,14 @@ class AsyncNodes:
 
     async def _call(self, node: Node, command: tuple[Any, ...], *, asking: bool) -> Any:
         server = self._server(node)
-        connection, is_kept = await server.connection()
+        await server.enter()
+        try:
+            return await self._send(server, node, command, asking=asking)
+        finally:
+            server.leave()
+
+    async def _send(self, server: _Server, node: Node, command: tuple[Any, ...], *, asking: bool) -> Any:
+        connection, is_kept = await server.connection(node.drops)
         try:
             return await server.exchange(connection, command, asking=asking)
         except redis.TimeoutError:
@@ -82,33 +89,50 @@ class AsyncNodes:
         server = self._servers.get(place)
         if server is None:
             seconds = node.client.connection_pool.connection_kwargs["socket_timeout"]
-            server = self._servers[place] = _Server(_pool(node, place), seconds)
+            server = self._servers[place] = _Server(_pool(node, place), seconds, node.drops)
         return server
 
 
 class _Server:
     """One server, and the connections to it that nobody uses now. All that is sent may run twice."""
 
-    def __init__(self, pool: Any, seconds: float) -> None:
+    def __init__(self, pool: Any, seconds: float, drops: int) -> None:
         self._pool = pool
         self._seconds = seconds
+        self._drops = drops
         self._kept: list[Any] = []
-        self._dropped: list[Any] = []
+        self._turns = asyncio.Semaphore(CONNECTIONS_MAX)
 
-    def drop(self) -> None:
-        """Use none of the kept connections again."""
-        self._dropped += self._kept
-        self._kept.clear()
+    async def enter(self) -> None:
+        """Wait until a connection is free, or one more may be opened. Then `leave` must be called."""
+        if not self._turns.locked():
+            await self._turns.acquire()
+            return
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise redis.TimeoutError(f"no connection was free within {self._seconds} s") from error
 
-    async def connection(self) -> tuple[Any, bool]:
-        """A connection that this task alone has, and whether it was used before."""
-        while self._dropped:
-            dropped = self._dropped.pop()
-            await dropped.disconnect(nowait=True)
-            await self._pool.release(dropped)
-        if self._kept:
-            return self._kept.pop(), True
+    def leave(self) -> None:
+        """Let another one have its turn."""
+        self._turns.release()
+
+    async def connection(self, drops: int) -> tuple[Any, bool]:
+        """A connection that this task alone has, and whether it was used before; none from before the last drop."""
+        if drops != self._drops:
+            self._drops = drops
+            await self._pool.update_active_connections_for_reconnect()
+        while self._kept:
+            connection = self._kept.pop()
+            if not connection.should_reconnect():
+                return connection, True
+            await self._close(connection)
         return await self.new_connection(), False
+
+    async def _close(self, connection: Any) -> None:
+        await connection.disconnect(nowait=True)
+        await self._pool.release(connection)
 
     async def new_connection(self) -> Any:
         """One that has just been opened."""
@@ -131,8 +155,7 @@ class _Server:
             self._kept.append(connection)
             raise
         except BaseException as error:
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            await self._close(connection)
             if isinstance(error, TimeoutError):
                 raise redis.TimeoutError(f"no reply within {self._seconds} s") from error
             raise
@@ -142,7 +165,6 @@ class _Server:
     async def aclose(self) -> None:
         """Close every connection."""
         self._kept.clear()
-        self._dropped.clear()
         await self._pool.aclose()
 
 
@@ -158,4 +180,5 @@ def _pool(node: Node, place: Place) -> ConnectionPool:
     kind: Any = UnixDomainSocketConnection if path else SSLConnection if node.encrypted else TcpConnection
     if not path:
         kwargs |= {"host": host, "port": port}
-    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), socket_timeout=None, **kwargs)
+    kwargs |= {"socket_timeout": None, "max_connections": UNLIMITED}  # both are ours to watch
+    return ConnectionPool(connection_class=kind, retry=Retry(NoBackoff(), 0), **kwargs)

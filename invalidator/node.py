@@ -7,6 +7,7 @@ sent again here, once the function library is loaded: it did not run.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -31,6 +32,8 @@ class Node:
         self._kept: list[Any] = []
         self._pid = os.getpid()
         self._may_load = True
+        self.drops = 0
+        """So often its connections were given up."""
 
     @property
     def place(self) -> tuple[Any, Any, Any]:
@@ -93,9 +96,10 @@ class Node:
             connection = self._kept.pop()
         except IndexError:
             return pool.get_connection(), False
-        if getattr(pool, "master_address", None) in (None, (connection.host, connection.port)):
+        is_primary = getattr(pool, "master_address", None) in (None, (connection.host, connection.port))
+        if is_primary and not connection.should_reconnect():
             return connection, True
-        connection.disconnect()  # of a primary that was replaced
+        connection.disconnect()
         pool.release(connection)
         return pool.get_connection(), False
 
@@ -114,11 +118,18 @@ class Node:
         return reply
 
     def drop(self) -> None:
-        """Close the kept connections that nobody uses now: another server may answer at this address."""
-        kept, self._kept = self._kept, []
-        for connection in kept:
-            connection.disconnect()
-            self.client.connection_pool.release(connection)
+        """Give up every connection: another server may answer at this address.
+
+        One that is in use is only marked, and closed by who uses it: a thread whose socket another one closed would
+        meet anything, at worst the next socket of that number.
+        """
+        self.drops += 1
+        pool: Any = self.client.connection_pool
+        pool.update_active_connections_for_reconnect()
+        with suppress(IndexError):  # other threads take them too
+            while True:
+                pool.release(self._kept.pop())
+        pool.disconnect(inuse_connections=False)
 
     def load(self) -> None:
         """Load the function library unless exactly this one is there."""

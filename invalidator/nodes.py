@@ -40,6 +40,9 @@ VERIFY_AGAIN_SECONDS = 10.0
 LOOK_SECONDS_MIN = 0.1
 """The slots of a Cluster are not read more often."""
 
+UNLIMITED = 2**31
+"""Connections: each thread has one at a time. redis-py fails beyond 100, which would count as a fault of the region."""
+
 HUNG_NODES_MAX = 2
 """So many nodes that do not answer in time are waited for when the slots are read; the next time begins with others."""
 
@@ -136,7 +139,6 @@ class Single:
         """Drop the connections where another server may answer at this address now."""
         if fault.remedy is Remedy.RECONNECT:
             self._node.drop()
-            self._node.client.connection_pool.disconnect()
 
 
 class Watched(Single):
@@ -325,9 +327,7 @@ class Cluster:
         self._slots = slots
         self._known = tuple(dict.fromkeys(place for part in found for place in part.servers))
         for place in self._nodes.keys() - {*self._known, *self._seeds}:
-            gone = self._nodes.pop(place)
-            gone.drop()
-            gone.client.connection_pool.disconnect()
+            self._nodes.pop(place).drop()
 
 
 def _ranges(reply: Any, asked: str) -> Iterator[_Slots]:
@@ -351,6 +351,7 @@ def connect(options: Connection) -> Nodes:
     limits: dict[str, Any] = {
         "socket_timeout": options.timeout_seconds,
         "socket_connect_timeout": options.timeout_seconds,
+        "max_connections": UNLIMITED,
         "driver_info": None,  # CLIENT SETINFO, which no user of ours may: its rule has no name in Redis 7.0
     }
     tls: dict[str, Any] = {}

@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 READER = "tests/unit/invalidator/test_reader.py::"
 INTERRUPTED = "tests/unit/invalidator/test_reader_interrupted.py::"
 LIVE = "tests/integration/test_reader_live.py::"
+DOORS = "tests/integration/test_doors.py::"
 JUDGING, READING = "invalidator/judging.py", "invalidator/reading.py"
 
 READER_MUTANTS = [
@@ -150,6 +151,49 @@ READER_MUTANTS = [
         "            reply = connection.read_response(disconnect_on_error=False)\n        except BaseException:\n"
         "            self._kept.append(connection)\n            raise\n",
         LIVE + "test_a_connection_whose_reply_did_not_come_is_closed",
+    ),
+    Mutant(
+        "a connection of a task that was cancelled is kept",
+        "P1 §4.6, FAULTS redis",
+        "invalidator/async_nodes.py",
+        "                reply = await connection.read_response()\n        except redis.ResponseError:\n"
+        "            self._kept.append(connection)\n            raise\n        except BaseException as error:\n"
+        "            await self._close(connection)\n",
+        "                reply = await connection.read_response(disconnect_on_error=False)\n"
+        "        except BaseException as error:\n            self._kept.append(connection)\n",
+        DOORS + "test_a_cancelled_look_leaves_no_reply_behind",
+    ),
+    Mutant(
+        "a server that was replaced behind its address is still asked in asyncio",
+        "FAULTS redis",
+        "invalidator/async_nodes.py",
+        "        if drops != self._drops:",
+        "        if False:",
+        DOORS + "test_another_server_behind_the_address_is_asked_once_the_old_one_is_a_replica",
+    ),
+    Mutant(
+        "a connection in use outlives a replaced server",
+        "FAULTS redis",
+        "invalidator/node.py",
+        "        pool.update_active_connections_for_reconnect()\n",
+        "",
+        DOORS + "test_a_connection_that_is_in_use_when_all_are_given_up_is_not_used_again",
+    ),
+    Mutant(
+        "a thread closes connections that others use",
+        "FAULTS redis",
+        "invalidator/node.py",
+        "pool.disconnect(inuse_connections=False)",
+        "pool.disconnect()",
+        DOORS + "test_a_connection_that_is_in_use_when_all_are_given_up_is_not_used_again",
+    ),
+    Mutant(
+        "a child process talks on its parent's connections",
+        "FAULTS redis",
+        "invalidator/node.py",
+        "if self._pid != os.getpid():",
+        "if False:",
+        DOORS + "test_a_child_process_talks_on_connections_of_its_own",
     ),
     Mutant(
         "an unsubscription is acknowledged before the bound has passed",
