@@ -9,11 +9,12 @@ from invalidator.layout import Layout
 from invalidator.near import Near
 from invalidator.nodes import Connection, connect
 from invalidator.reader import CachedView, CacheReader
-from invalidator.reading import OnDoubt, Overloaded, Unproven
+from invalidator.reading import Overloaded, Unproven
 from invalidator.redis_url import Topology
 from invalidator.region import Region
 from invalidator.sessions import SourceFault
 from invalidator.tokens import Session, Token
+from invalidator.typed_views import OnDoubt
 from invalidator.views import View, Views, load_views
 
 __all__ = [

@@ -28,12 +28,12 @@ from invalidator.codecs import Codec
 from invalidator.herd import Limits
 from invalidator.loading import Loaded, committed, written
 from invalidator.near import Near
+from invalidator.reader_acts import Act, AskClock, Flow, Lease, Load, Look, Offer, Wait
 from invalidator.reader_base import ReaderBase, ReadSnapshot, WriteToken, check_idle, note_shown, wants_transaction
-from invalidator.reading import Act, AskClock, Flow, Lease, Load, Look, Offer, OnDoubt, TypedView, Wait
 from invalidator.region import Region
 from invalidator.sessions import SourceFault, fault, perform
 from invalidator.tokens import Session, Token
-from invalidator.typed_views import Seconds, arguments, need_of, returned_type
+from invalidator.typed_views import OnDoubt, Seconds, TypedView, arguments, need_of, returned_type
 from invalidator.views import Views
 
 T = TypeVar("T")

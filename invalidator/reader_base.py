@@ -16,10 +16,11 @@ from invalidator.judging import Need, shown_by
 from invalidator.layout import Layout
 from invalidator.loading import Prover
 from invalidator.near import Near
-from invalidator.reading import Counts, Flow, Found, OnDoubt, Reading, TypedView
+from invalidator.reader_acts import Flow, Found
+from invalidator.reading import Counts, Reading
 from invalidator.sessions import is_psycopg
 from invalidator.tokens import Session, Token
-from invalidator.typed_views import Seconds, known_view, typed_view, with_loader
+from invalidator.typed_views import OnDoubt, Seconds, TypedView, known_view, typed_view, with_loader
 from invalidator.views import View, Views
 
 _log = logging.getLogger("staleproof")

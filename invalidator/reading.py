@@ -9,15 +9,13 @@ errors, Overloaded and Unproven reach the caller.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
-from cdc.errors import BadRecord, ConfigError, FatalError, TransientError
+from cdc.errors import BadRecord, FatalError, TransientError
 from invalidator import entry as entries
-from invalidator.codecs import Coder
 from invalidator.guard import Fill, Outcome
 from invalidator.herd import Breaker, Flight, Flights, Limits, LoadGate
 from invalidator.judging import (
@@ -36,9 +34,11 @@ from invalidator.judging import (
 from invalidator.layout import Layout
 from invalidator.loading import ClockReading, FillMaker, Loaded
 from invalidator.near import Kept, Near, NearCache
+from invalidator.reader_acts import AWAY, AskClock, Flow, Found, Lease, Load, Look, Offer, Pause, Wait
 from invalidator.reader_commands import Looked
 from invalidator.sessions import SourceFault
 from invalidator.tokens import Relation, Token, is_shown, relation
+from invalidator.typed_views import OnDoubt, TypedView, render
 from invalidator.views import View
 
 T = TypeVar("T")
@@ -58,13 +58,6 @@ PATIENCE = 0.5
 """After this share of `wait_seconds` who waits for a lease of a key loads it beside its holder."""
 
 
-class OnDoubt(StrEnum):
-    """While the database is away or overloaded: raise, or serve what Redis holds beyond the bound."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-
-
 class Overloaded(TransientError):
     """As many loads as allowed are under way, and none ended in time."""
 
@@ -82,103 +75,11 @@ class Counts(Counter[str]):
     """
 
 
-class TypedView(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """A view as one reader uses it. `load` is the application's; only a driver looks at it."""
-
-    view: View
-    name_bytes: bytes
-    coder: Coder[T]
-    load: Any
-    need: Need = ANY
-    on_doubt: OnDoubt = OnDoubt.CLOSED
-
-    def name(self, key: object) -> str:
-        """The cache key of `key`. Raises ConfigError."""
-        return render(self.view, key)
-
-
-# --- what a driver does -----------------------------------------------------------------------------------------------
-
-
-class Look(msgspec.Struct, frozen=True):
-    """Read entries of one shard. Answer: Looked."""
-
-    shard: int
-    names: tuple[str, ...]
-    view: View
-
-
-class Lease(msgspec.Struct, frozen=True):
-    """Ask for leases in one shard, or give them back. Answer: per field GRANTED, HELD or FULL."""
-
-    shard: int
-    fields: tuple[str, ...]
-    seconds: float
-
-
-class Load(msgspec.Struct, frozen=True):
-    """Run the application's loader for these keys (by cache key). Answer: Loaded, its value a mapping by cache key."""
-
-    view: TypedView[Any]
-    keys: Mapping[str, Any]
-    primary: bool
-    snapshot: Any
-
-
-class Offer(msgspec.Struct, frozen=True):
-    """Offer fills to one shard. Answer: a Filled for each."""
-
-    shard: int
-    fills: list[Fill]
-
-
-class Wait(msgspec.Struct, frozen=True):
-    """Wait until a flight has finished, at most so long. Answer: whether it has."""
-
-    flight: Flight
-    seconds: float
-
-
-class Pause(msgspec.Struct, frozen=True):
-    """Let so much time pass."""
-
-    seconds: float
-
-
-class AskClock(msgspec.Struct, frozen=True):
-    """Ask the primary for its time. Answer: ClockReading, or None."""
-
-
-Act: TypeAlias = Look | Lease | Load | Offer | Wait | Pause | AskClock
-Flow: TypeAlias = Generator[Act, Any, T]
-
-
 _CLOCK = "clock"
 """The flight of a question for the database's time; those of loads are named by view and key."""
 
 REDIS_FAULTS = (TransientError, FatalError)
 """What a region raises, whether it passes by itself or a person must mend it: the database has the values anyway."""
-
-AWAY = Looked("AWAY", "", "", ())
-"""Stands for a reply that did not come."""
-
-
-class Found(msgspec.Struct, frozen=True):
-    """A value to return; `kept` is its encoded form with what is known of it, where that was looked at.
-
-    `again`: what to run beside its use, so that it stays within its bound. `own`: what is known of a value that is for
-    nobody else.
-    """
-
-    value: Any
-    kept: Kept | None = None
-    again: Flow[Any] | None = None
-    own: Evidence | None = None
-
-    @property
-    def evidence(self) -> Evidence | None:
-        """What is known of it, where that was looked at."""
-        return self.own if self.kept is None else self.kept.evidence
 
 
 class _Visit(msgspec.Struct):
@@ -783,29 +684,3 @@ def _decoded(view: TypedView[Any], kept: Kept) -> Found | None:
         return Found(None if kept.payload is None else view.coder.decode(kept.encoding, kept.payload), kept)
     except BadRecord:
         return None
-
-
-_SINGLE_PARTS = frozenset((int, str))
-"""The commonest keys: whether one is a Mapping takes 0.5 µs to find out."""
-
-
-def render(view: View, key: object) -> str:
-    """The cache key: `key` is the one part of the template, a tuple of its parts, or a mapping. Raises ConfigError."""
-    fields = view.key.fields
-    if len(fields) == 1 and (type(key) in _SINGLE_PARTS or not isinstance(key, Mapping | tuple)):
-        try:
-            return view.key.render((key,))
-        except BadRecord as error:
-            raise ConfigError(f"view {view.name}: {error}") from error
-    if isinstance(key, tuple) and len(key) == len(fields):
-        key = dict(zip(fields, key, strict=True))
-    elif not isinstance(key, Mapping):
-        key = {}
-    if set(key) != set(fields):
-        raise ConfigError(
-            f"view {view.name} is asked for by {', '.join(fields)}; got {', '.join(map(str, key)) or 'none'}"
-        )
-    try:
-        return view.key.render([key[name] for name in fields])
-    except BadRecord as error:
-        raise ConfigError(f"view {view.name}: {error}") from error

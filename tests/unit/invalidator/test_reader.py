@@ -14,9 +14,10 @@ from cdc.errors import ConfigError, FatalError, TransientError
 from invalidator.entry import Kind
 from invalidator.herd import Limits
 from invalidator.near import Near
-from invalidator.reading import OnDoubt, Overloaded, Unproven
+from invalidator.reading import Overloaded, Unproven
 from invalidator.sessions import SourceFault
 from invalidator.tokens import Session, Token
+from invalidator.typed_views import OnDoubt
 from tests.unit.invalidator.scripted import HISTORY, NOW_MS, Database, Driver, ScriptedRegion, p, stored, watermark
 
 SEEN = p(10, 12, 11)

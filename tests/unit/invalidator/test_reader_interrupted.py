@@ -19,10 +19,11 @@ from invalidator.layout import Layout
 from invalidator.loading import ClockReading, Loaded, Proof
 from invalidator.near import Near
 from invalidator.reader import note_shown
+from invalidator.reader_acts import AskClock, Found, Lease, Load, Look, Offer, Wait
 from invalidator.reader_commands import Looked
-from invalidator.reading import AskClock, Found, Lease, Load, Look, Offer, OnDoubt, Reading, Unproven, Wait
+from invalidator.reading import Reading, Unproven
 from invalidator.tokens import Session, Token
-from invalidator.typed_views import typed_view
+from invalidator.typed_views import OnDoubt, typed_view
 from tests.unit.invalidator.scripted import EPOCH, HISTORY, NOW_MS, VIEWS, Database, Driver, ScriptedRegion, watermark
 
 MISS = Looked("OPEN", watermark(NOW_MS), EPOCH, [None])
