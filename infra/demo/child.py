@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -66,6 +66,31 @@ def report(content: Mapping[str, Any]) -> None:
     """Write one line to the parent."""
     sys.stdout.buffer.write(msgspec.json.encode(content) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def carry_out(orders: Orders, tally: Tally, tasks: Mapping[str, Callable[[], None]]) -> int:
+    """Run each task in a thread until they are stopped, with reports in turns and a last one; the exit status.
+
+    An error in any of them stops them all: whatever it is, the demonstration has failed.
+    """
+    failures: list[str] = []
+
+    def work(name: str, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception as error:  # noqa: BLE001 - told below
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            orders.stop.set()
+
+    threads = [threading.Thread(target=work, args=task) for task in tasks.items()]
+    for thread in threads:
+        thread.start()
+    report_until_stopped(orders, tally)
+    for thread in threads:
+        thread.join()
+    report(tally.now())
+    print("\n".join(failures), file=sys.stderr)
+    return 1 if failures else 0
 
 
 def report_until_stopped(orders: Orders, tally: Tally) -> None:

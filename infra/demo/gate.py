@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from psycopg_pool import ConnectionPool
 
 from cdc.errors import TransientError
 from infra.demo.caches import demo_views
-from infra.demo.child import Orders, Tally, report, report_until_stopped
+from infra.demo.child import Orders, Tally, carry_out
 from infra.demo.data import GATE_CONTACTS, GATE_FIRST
 from infra.demo.objects import contact
 from infra.demo.workload import Pace
@@ -173,7 +174,7 @@ def main() -> int:
     parser.add_argument("--regions", nargs="+", required=True)
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
-    orders, tally, failures = Orders(), Tally(), []
+    orders, tally = Orders(), Tally()
     kwargs = {"autocommit": True}
     with (
         ConnectionPool(os.environ["DEMO_DSN"], min_size=4, max_size=4, kwargs=kwargs) as pool,
@@ -182,31 +183,11 @@ def main() -> int:
         readers = open_readers({name: os.environ[f"DEMO_REDIS_{name.upper()}"] for name in options.regions}, pool)
         endpoint = Endpoint(list(readers.values()), CONSENT_SECONDS, time.monotonic)
         ledger, frontier = Ledger(tally), Frontier()
-
-        def work(task: Callable[[], None]) -> None:
-            try:
-                task()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the demonstration has failed
-                failures.append(f"{type(error).__name__}: {error}")
-                orders.stop.set()
-
-        tasks: list[Callable[[], None]] = [lambda: unsubscribe_all(connection, endpoint, ledger, frontier, orders.stop)]
+        tasks = {"endpoint": partial(unsubscribe_all, connection, endpoint, ledger, frontier, orders.stop)}
         for name, reader in readers.items():
             rng = random.Random(f"{options.seed}:gate:{name}")
-            tasks.append(
-                lambda reader=reader, rng=rng: send_all(  # type: ignore[misc]  # mypy takes no defaults in lambdas
-                    Gate(reader, CONSENT_SECONDS), ledger, frontier, rng, orders.stop
-                )
-            )
-        threads = [threading.Thread(target=work, args=(task,)) for task in tasks]
-        for thread in threads:
-            thread.start()
-        report_until_stopped(orders, tally)
-        for thread in threads:
-            thread.join()
-    report(tally.now())
-    print("\n".join(failures), file=sys.stderr)
-    return 1 if failures else 0
+            tasks[name] = partial(send_all, Gate(reader, CONSENT_SECONDS), ledger, frontier, rng, orders.stop)
+        return carry_out(orders, tally, tasks)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import bisect
 import os
 import random
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import psycopg
@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool
 
 from infra.demo import objects
 from infra.demo.caches import open_cache
-from infra.demo.child import Orders, Tally, report, report_until_stopped
+from infra.demo.child import Orders, Tally, carry_out
 from infra.demo.data import Sizes, recipients, skewed
 from infra.demo.objects import Load, Value
 from infra.demo.workload import Pace, since
@@ -115,32 +115,19 @@ def main() -> int:
     parser.add_argument("--naive", action="store_true")
     options = parser.parse_args()
     orders, tally = Orders(), Tally()
-    failures: list[str] = []
 
     def work(number: int, pool: ConnectionPool[psycopg.Connection[Any]]) -> None:
         cache = open_cache(options.region, os.environ["DEMO_REDIS"], pool.connection, naive=options.naive)
         rng = random.Random(f"{options.seed}:{options.region}:{number}")
         sender = Sender(cache, rng, Sizes(), Pace(options.rate / THREADS, orders.stop), since(options.began))
-        try:
-            while not orders.stop.is_set():
-                sender.send()
-                tally.add(cache.counts)
-                cache.counts.clear()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the demonstration has failed
-            failures.append(f"{type(error).__name__}: {error}")
-            orders.stop.set()
+        while not orders.stop.is_set():
+            sender.send()
+            tally.add(cache.counts)
+            cache.counts.clear()
 
     kwargs = {"autocommit": True}
     with ConnectionPool(os.environ["DEMO_DSN"], min_size=THREADS, max_size=THREADS, kwargs=kwargs) as pool:
-        threads = [threading.Thread(target=work, args=(number, pool)) for number in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        report_until_stopped(orders, tally)
-        for thread in threads:
-            thread.join()
-    report(tally.now())
-    print("\n".join(failures), file=sys.stderr)
-    return 1 if failures else 0
+        return carry_out(orders, tally, {f"sender {number}": partial(work, number, pool) for number in range(THREADS)})
 
 
 if __name__ == "__main__":

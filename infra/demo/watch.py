@@ -13,8 +13,7 @@ import argparse
 import os
 import random
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import msgspec
@@ -22,7 +21,7 @@ import psycopg
 
 from infra.demo import objects
 from infra.demo.caches import demo_views
-from infra.demo.child import Orders, Tally, report, report_until_stopped
+from infra.demo.child import Orders, Tally, carry_out
 from infra.demo.data import SLEEPERS_FIRST
 from invalidator import CacheReader
 from invalidator import entry as entries
@@ -117,25 +116,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     orders, tally = Orders(), Tally()
-    failures: list[str] = []
-
-    def work(task: Callable[[], None]) -> None:
-        try:
-            task()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the demonstration has failed
-            failures.append(f"{task.__name__}: {type(error).__name__}: {error}")
-            orders.stop.set()
-
     watch = Watch(options.region, options.keys, options.seed, orders, tally)
-    threads = [threading.Thread(target=work, args=(task,)) for task in (watch.write, watch.read, watch.record)]
-    for thread in threads:
-        thread.start()
-    report_until_stopped(orders, tally)
-    for thread in threads:
-        thread.join()
-    report(tally.now())
-    print("\n".join(failures), file=sys.stderr)
-    return 1 if failures else 0
+    return carry_out(orders, tally, {"write": watch.write, "read": watch.read, "record": watch.record})
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import msgspec
 import psycopg
 
-from infra.demo.child import Orders, Tally, report, report_until_stopped
+from infra.demo.child import Orders, Tally, carry_out
 from infra.demo.data import CITIES, Sizes, attributes, audience, contact, skewed, template_body
 
 MOVED = 100_000_000
@@ -302,31 +303,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--began", type=float, required=True, help="when the load began, in seconds since 1970")
     options = parser.parse_args()
-    orders, tally, failures = Orders(), Tally(), []
+    orders, tally = Orders(), Tally()
     share = IMPORTER_PERCENT / 100
 
     def work(task: Callable[[Job], None], name: str, rate: float) -> None:
-        try:
-            with psycopg.connect(os.environ["DEMO_DSN"], autocommit=True) as connection:
-                rng = random.Random(f"{options.seed}:{name}")
-                clock = since(options.began)
-                task(Job(connection=connection, rng=rng, rate=rate, tally=tally, stop=orders.stop, clock=clock))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the demonstration has failed
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-            orders.stop.set()
+        with psycopg.connect(os.environ["DEMO_DSN"], autocommit=True) as connection:
+            rng = random.Random(f"{options.seed}:{name}")
+            clock = since(options.began)
+            task(Job(connection=connection, rng=rng, rate=rate, tally=tally, stop=orders.stop, clock=clock))
 
-    threads = [
-        threading.Thread(target=work, args=(write, "writer", options.rate * (1 - share))),
-        threading.Thread(target=work, args=(import_slowly, "importer", options.rate * share)),
-    ]
-    for thread in threads:
-        thread.start()
-    report_until_stopped(orders, tally)
-    for thread in threads:
-        thread.join()
-    report(tally.now())
-    print("\n".join(failures), file=sys.stderr)
-    return 1 if failures else 0
+    tasks = {
+        "writer": partial(work, write, "writer", options.rate * (1 - share)),
+        "importer": partial(work, import_slowly, "importer", options.rate * share),
+    }
+    return carry_out(orders, tally, tasks)
 
 
 if __name__ == "__main__":
