@@ -45,7 +45,7 @@ check: $(VENV)/.ready  ## Format, lint, types, arrows, unit tests: under a minut
 	@$(PYTEST) -q tests/unit $(ARGS)
 
 test: setup check  ## Everything: check, then property and integration tests on real servers
-	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/faults tests/model tests/property tests/integration tests/mutants $(ARGS)
+	@$(PYTEST) -q -n 2 --dist loadfile -m "not slow" tests/mutants tests/model tests/faults tests/property tests/integration $(ARGS)
 
 test-containers: setup  ## The main path on containers; starts Docker Engine and builds images where it must; KEEP=1 leaves it running
 	-@$(BIN)/python -m infra.images up

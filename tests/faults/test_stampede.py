@@ -10,6 +10,7 @@ from collections.abc import Callable
 from statistics import quantiles
 from typing import Any, Self
 
+import pytest
 from psycopg_pool import ConnectionPool
 
 from cdc.errors import TransientError
@@ -118,6 +119,7 @@ class Traffic:
         return None if row is None else row[0]
 
 
+@pytest.mark.slow  # 25 seconds of 500 reads a second: shown by `make faults`
 def test_a_raised_region_recovers_and_the_database_is_not_overrun(
     make_site: MakeSite, record_testsuite_property: Callable[[str, object], None]
 ) -> None:

@@ -18,7 +18,6 @@ READER_MUTANTS = [
         "if not 0 <= age_ms <= need.bound_ms:",
         "if not age_ms <= need.bound_ms:",
         READER + "test_an_entry_is_served_if_it_is_proven_to_be_within_the_bound",
-        quick=True,
     ),
     Mutant(
         "an unknown clock proves any age",
@@ -99,7 +98,6 @@ READER_MUTANTS = [
         "token.lsn <= logged_before",
         "NO_LSN < logged_before",
         READER + "test_an_entry_is_served_if_it_shows_the_token",
-        quick=True,
     ),
     Mutant(
         "a session forgets what it was shown",
