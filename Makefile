@@ -53,7 +53,7 @@ test-containers: setup  ## The main path on containers; starts Docker Engine and
 	  $(if $(KEEP),,$(BIN)/python -m infra.images down &&) exit $$status
 
 faults: setup  ## Every fault of the table on real servers, the slow ones too; prints the seconds to convergence
-	@$(PYTEST) -q tests/faults $(ARGS)
+	@$(PYTEST) -q tests/faults tests/integration/test_acl.py $(ARGS)
 
 mutants: setup  ## Break the code on purpose in every listed way, and see the named test fail
 	@$(PYTEST) -q -n 2 tests/mutants $(ARGS)

@@ -276,9 +276,8 @@ def site(staleproof_factory: Any, guarded: Guarded) -> Iterator[Site]:
         yield made
 
 
-@pytest.mark.parametrize(
-    "guarded", ["valkey", pytest.param("redis", marks=pytest.mark.slow)], indirect=True, scope="module"
-)
+@pytest.mark.slow  # servers of its own; what the users may and may not is tried one by one above
+@pytest.mark.parametrize("guarded", ["valkey", "redis"], indirect=True, scope="module")
 def test_applications_read_as_the_reader_beside_a_worker_and_bypass_a_server_without_the_library(
     site: Site, guarded: Guarded
 ) -> None:
