@@ -330,7 +330,7 @@ def acl(
         settings = load_settings(config)
         if region is not None:
             check_region(settings, region)
-        from consumers import acl as command  # noqa: PLC0415
+        from consumers import acl as command  # noqa: PLC0415 - each command loads only what it needs
 
         request = command.Request(
             region=region,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from secrets import token_hex
 from typing import Any
@@ -57,7 +58,7 @@ class ReadSnapshot:
         self.begun = begun
 
 
-class ReaderBase:
+class ReaderBase(ABC):
     """A reader without its ways to wait. `reading` has the logic."""
 
     def __init__(
@@ -96,9 +97,9 @@ class ReaderBase:
             if one.again is not None:
                 self._run_aside(one.again)
 
+    @abstractmethod
     def _run_aside(self, flow: Flow[Any]) -> None:
         """Run a flow beside whatever goes on."""
-        raise NotImplementedError
 
     def _declared(
         self, name: str, load: Any, kind: Any, codec: Codec | None, max_staleness: Seconds | None, on_doubt: OnDoubt

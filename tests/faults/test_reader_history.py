@@ -167,7 +167,7 @@ class Crowd:
                     else:
                         assert version is not None
                         self.bounded.read(key, version, began)
-                    await asyncio.sleep(PACE_SECONDS)
+                    await asyncio.sleep(PACE_SECONDS)  # readers have a rate of their own
                 await reader.aclose()
 
         asyncio.run(run())
@@ -241,11 +241,11 @@ def test_no_read_is_older_than_its_bound_and_no_session_goes_back_whatever_fails
             pass
         calm()
         mortal_redis.process.pause()  # Redis is stopped
-        time.sleep(1.0)
+        time.sleep(1.0)  # the fault's own length
         mortal_redis.process.resume()
         calm()
         proxy.blackhole(Way.REPLIES)  # readers are cut off
-        time.sleep(1.0)
+        time.sleep(1.0)  # the fault's own length
         proxy.heal()
         calm()
         mortal_redis.roll_back(dump)

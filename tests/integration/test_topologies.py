@@ -550,7 +550,7 @@ def test_a_reader_in_asyncio_leaves_a_primary_that_sentinel_replaced(watched: Wa
         deadline = time.monotonic() + 5
         while port_of(await nodes.call("", "INFO", "server")) == before:
             assert time.monotonic() < deadline, "the old primary is still asked"
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # asked again until the deadline
         await nodes.aclose()
 
     asyncio.run(run())

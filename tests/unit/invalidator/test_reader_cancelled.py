@@ -25,7 +25,7 @@ class SlowRegion:
 
     async def _take_time(self, failing: float = 0.05) -> None:
         for _ in range(self._order.randrange(4)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # lets the other tasks go one step
         if self._order.random() < failing:
             raise TransientError("away")
 
@@ -47,7 +47,7 @@ class SlowRegion:
         answers = ["HELD" if field in self.leases else "GRANTED" for field in fields]
         if lease_ms:
             self.leases |= set(fields)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # lets the other tasks go one step
         return answers
 
 
@@ -63,7 +63,7 @@ def test_cancelled_reads_leave_nothing_behind() -> None:
         most = max(most, loads)
         try:
             for _ in range(order.randrange(5)):
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # lets the other tasks go one step
             if order.random() < 0.1:
                 raise ZeroDivisionError
             return f"value {number}"
@@ -78,7 +78,7 @@ def test_cancelled_reads_leave_nothing_behind() -> None:
             yield _AsyncConnection(database)
 
         limits = Limits(loads=3, wait_seconds=5, breaker_failures=1_000)
-        reader: Any = AsyncCacheReader(region, VIEWS, lend, limits=limits, near=Near())  # type: ignore[arg-type]
+        reader: Any = AsyncCacheReader(region, VIEWS, lend, limits=limits, near=Near())  # type: ignore[arg-type]  # scripted
         view = reader.view("contact", load, max_staleness=60)
 
         async def read() -> None:
@@ -93,7 +93,7 @@ def test_cancelled_reads_leave_nothing_behind() -> None:
             if order.random() < 0.5:
                 task.cancel()
             if order.random() < 0.5:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # lets the other tasks go one step
             if order.random() < 0.3:
                 order.choice(tasks).cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
